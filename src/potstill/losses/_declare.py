@@ -1,0 +1,103 @@
+"""How a loss declares what it is: the signal it compares, its default weight, its contract.
+
+A loss is a plain function; ``@matches(...)`` only hangs a :class:`LossSpec` on it, and option
+ranges are written as ``Annotated[float, Range(above=0)]`` in its signature. Recipes, the page of
+``potstill methods`` and the contract suite all read these declarations; there is no other registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+__all__ = ["LossSpec", "Positive", "Range", "Unit", "matches", "spec_of"]
+
+Signal = Literal["logits", "maps", "features"]
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a numeric option may take: ``above < x``, ``least <= x <= most``."""
+
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+
+
+Positive = Annotated[float, Range(above=0)]
+Unit = Annotated[float, Range(least=0, most=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What a loss declares of itself.
+
+    Attributes:
+        signal: What it compares: ``logits`` (N, C), ``maps`` (N, C, H, W), or ``features`` (maps,
+            tokens (N, L, C) or vectors (N, C)).
+        weight: Default weight beside the supervised loss.
+        labels: Default weight of the supervised loss beside it (0.1 beside ``kl``, else 1).
+        over_set: The loss compares a whole batch and returns a 0-d tensor.
+        adapter: The student's tensor goes through an adapter when its shape differs.
+        combine: How the values of several layers become one: ``sum`` or ``mean``.
+        zero_at_equality: 0 where the student equals the teacher.
+        non_negative: Never below 0.
+        reason: Why one of the last two does not hold.
+    """
+
+    signal: Signal
+    weight: float
+    labels: float = 1.0
+    over_set: bool = False
+    adapter: bool = False
+    combine: Literal["sum", "mean"] = "mean"
+    zero_at_equality: bool = True
+    non_negative: bool = True
+    reason: str = ""
+
+
+def matches(
+    signal: Signal,
+    *,
+    weight: float,
+    labels: float = 1.0,
+    over_set: bool = False,
+    adapter: bool = False,
+    combine: Literal["sum", "mean"] = "mean",
+    zero_at_equality: bool = True,
+    non_negative: bool = True,
+    reason: str = "",
+) -> Callable[[Function], Function]:
+    """Decorate a loss function with its :class:`LossSpec`."""
+    spec = LossSpec(
+        signal=signal,
+        weight=weight,
+        labels=labels,
+        over_set=over_set,
+        adapter=adapter,
+        combine=combine,
+        zero_at_equality=zero_at_equality,
+        non_negative=non_negative,
+        reason=reason,
+    )
+
+    def declare(function: Function) -> Function:
+        function.__potstill__ = spec  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def spec_of(function: Callable[..., object]) -> LossSpec:
+    """The declaration of a loss.
+
+    Raises:
+        ValueError: If ``function`` was never declared with ``@matches``.
+    """
+    spec = getattr(function, "__potstill__", None)
+    if not isinstance(spec, LossSpec):
+        name = getattr(function, "__name__", repr(function))
+        raise ValueError(f"{name} is not a loss: expected a function declared with @matches(...)")
+    return spec
