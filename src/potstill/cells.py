@@ -1,0 +1,142 @@
+"""One cell of a run: one arm trained with one seed, once, however often the run is interrupted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from potstill import distributed
+from potstill.errors import UserError
+from potstill.experiment import Arm, Experiment
+from potstill.files import write_json
+from potstill.folder import RunFolder
+from potstill.models.weights import load_weights, save_weights
+from potstill.train.loop import Trained, train
+from potstill.train.observe import Observer
+
+__all__ = ["Cell", "Finished", "train_cell"]
+
+Which = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm and the seed it is trained with."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """``student-0``: also the name of its folder."""
+        return f"{self.arm}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trained cell, as its folder holds it.
+
+    Attributes:
+        cell: Which arm and seed.
+        folder: Holds ``last.safetensors``, ``best.safetensors`` and ``trained.json``.
+        history: One row an epoch: ``epoch``, ``step``, ``accuracy``, ``loss``.
+        best_epoch: Epoch with the best validation metric, counted from 1.
+        steps: Optimiser steps taken.
+        seconds: Time spent in training steps.
+        samples_per_second: Training samples over that time.
+    """
+
+    cell: Cell
+    folder: Path
+    history: list[dict[str, float]]
+    best_epoch: int
+    steps: int
+    seconds: float
+    samples_per_second: float
+
+    def load(self, model: nn.Module, which: Which) -> nn.Module:
+        """``model`` with the weights of the last or the best epoch, in eval mode."""
+        load_weights(model, self.folder / f"{which}.safetensors", f"{self.cell.name}/{which}")
+        return model.eval()
+
+
+def train_cell(
+    experiment: Experiment, cell: Cell, folder: RunFolder, observer: Observer, *, resume: bool
+) -> Finished | None:
+    """Train one cell, go on with it, or find it finished.
+
+    Returns:
+        The finished cell, or ``None`` if the user interrupted it (its checkpoint is saved).
+
+    Raises:
+        UserError: If the loss is not finite, a loader's worker died, or the disk is full.
+    """
+    place = folder.cell(cell.name)
+    if resume and (place / "trained.json").is_file():
+        return _read(cell, place)
+    loader, prepare = experiment.training(cell.seed)
+    validation = experiment.evaluation(experiment.splits.validation)
+    scheme = experiment.scheme(cell.arm, cell.seed)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return experiment.task.evaluate(model, validation)
+
+    trained = train(
+        scheme,
+        loader,
+        prepare,
+        experiment.recipe.train,
+        folder=place,
+        cell=cell.name,
+        observer=observer,
+        evaluate=evaluate,
+        metric=experiment.task.metric,
+        resume=resume,
+        seed=cell.seed,
+    )
+    if trained.interrupted:
+        return None
+    if distributed.is_main():
+        _write(experiment, trained, place)
+    distributed.barrier()
+    return _read(cell, place)
+
+
+def _write(experiment: Experiment, trained: Trained, place: Path) -> None:
+    """Weights first, ``trained.json`` last: with it the cell counts as finished."""
+    for which, state in (("last", trained.last_state), ("best", trained.best_state)):
+        model = experiment.fresh()
+        model.load_state_dict(_plain(state))
+        save_weights(model, place / f"{which}.safetensors", {"epoch": which})
+    row: dict[str, Any] = {
+        "history": trained.history,
+        "best_epoch": trained.best_epoch,
+        "steps": trained.steps,
+        "seconds": trained.seconds,
+        "samples_per_second": trained.samples_per_second,
+    }
+    write_json(place / "trained.json", row)
+    for checkpoint in place.glob("step-*.pt"):
+        checkpoint.unlink()
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+
+
+def _read(cell: Cell, place: Path) -> Finished:
+    try:
+        row = json.loads((place / "trained.json").read_text(encoding="utf-8"))
+        return Finished(cell=cell, folder=place, **row)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            str(place / "trained.json"), f"expected a finished cell, cannot read it: {error}"
+        ) from error

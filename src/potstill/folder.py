@@ -1,0 +1,126 @@
+"""The run folder: who owns it, and the names of the files in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill import distributed
+from potstill.config import Recipe, dump, load
+from potstill.errors import UserError
+from potstill.files import write_json, write_text
+
+__all__ = ["RunFolder"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, processor, and where relative paths were looked up."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a logged step or epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def student(self) -> Path:
+        """Weights of the trained student."""
+        return self.path / "student.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """The result for machines; it is written last but for the report."""
+        return self.path / "result.json"
+
+    @property
+    def content(self) -> Path:
+        """What the report is drawn from."""
+        return self.path / "report.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report.html"
+
+    def cell(self, name: str) -> Path:
+        """Checkpoints and final weights of one arm and seed."""
+        return self.path / "checkpoints" / name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its result."""
+        return self.result.is_file()
+
+    def claim(self, recipe: Recipe, environment: dict[str, Any], *, resume: bool) -> None:
+        """Make the folder this run's own, on the main rank.
+
+        Raises:
+            UserError: If it is a file, belongs to another run, holds other files, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(str(self.path), "expected a folder for the run, got a file")
+        if self.recipe.is_file():
+            self._check_same(recipe, resume=resume)
+            distributed.barrier()
+            return
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                str(self.path), "expected a new or empty folder, got one with other files; name another"
+            )
+        distributed.barrier()
+        if distributed.is_main():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(str(self.path), f"cannot make the run folder: {error.strerror}") from error
+            write_json(self.environment, environment)
+            write_text(self.recipe, dump(recipe))
+        distributed.barrier()
+
+    def _check_same(self, recipe: Recipe, *, resume: bool) -> None:
+        if not resume:
+            raise UserError(
+                str(self.path), "belongs to a run already; go on with --resume or name another --out"
+            )
+        old, new = dump(load(self.recipe)).splitlines(), dump(recipe).splitlines()
+        for before, after in zip(old, new, strict=False):
+            if before != after:
+                raise UserError(
+                    str(self.path),
+                    f"belongs to a run of another recipe: it has '{before.strip()}', this one '{after.strip()}'",
+                )
+        if len(old) != len(new):
+            raise UserError(str(self.path), "belongs to a run of another recipe")
+
+    def read_result(self) -> dict[str, Any]:
+        """The contents of ``result.json``.
+
+        Raises:
+            UserError: If the folder is no finished run.
+        """
+        if not self.path.is_dir():
+            raise UserError(str(self.path), "no such run folder")
+        if not self.recipe.is_file():
+            raise UserError(str(self.path), "expected a run folder (with recipe.yaml), got another folder")
+        if not self.finished:
+            raise UserError(str(self.path), "this run is not finished; go on with potstill run ... --resume")
+        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return result

@@ -1,0 +1,203 @@
+"""From trained cells to an honest result: the test part is read here, once, after all training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill import distributed, measure, quality
+from potstill.cells import Finished, Which
+from potstill.errors import UserError
+from potstill.experiment import Arm, Experiment
+from potstill.folder import RunFolder
+from potstill.models.weights import save_weights
+from potstill.verdict import Verdict, compare, mean_interval
+
+__all__ = ["ArmOutcome", "Outcome", "conclude"]
+
+Logits = NDArray[np.float32]
+LATENCY_BATCHES = (1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmOutcome:
+    """One arm over its seeds on the test part.
+
+    Attributes:
+        cells: Its finished cells, by seed.
+        selected: Logits ``(seeds, N, C)`` of the selected weights.
+        last: Accuracy of the last epoch's weights per seed.
+        best: Accuracy of the best epoch's weights per seed (best by validation).
+    """
+
+    cells: Sequence[Finished]
+    selected: Logits
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything that was found out, for ``result.json`` and the report."""
+
+    result: dict[str, Any]
+    verdict: Verdict | None
+    labels: NDArray[np.int64]
+    teacher: Logits
+    arms: Mapping[Arm, ArmOutcome]
+    measured: Mapping[str, measure.Measured]
+
+
+def conclude(experiment: Experiment, cells: Sequence[Finished], folder: RunFolder) -> Outcome:
+    """Evaluate all cells on the test part, compare the arms, measure the models, write ``result.json``.
+
+    Args:
+        experiment: The loaded recipe.
+        cells: All finished cells; the control's may be absent.
+        folder: Where ``student.safetensors`` and ``result.json`` go.
+    """
+    test = experiment.splits.test
+    labels = test.labels.numpy()
+    teacher = experiment.task.predict(experiment.teacher, experiment.evaluation(test), "teacher").numpy()
+    arms = _arms(experiment, cells, labels)
+    verdict = None
+    if "control" in arms:
+        verdict = compare(
+            _correct(arms["student"].selected, labels), _correct(arms["control"].selected, labels)
+        )
+    example = experiment.fresh()
+    measured = measure.measure(
+        {"teacher": experiment.teacher, "student": example.eval()}, experiment.shape, batches=LATENCY_BATCHES
+    )
+    result = _result(experiment, arms, teacher, labels, verdict, measured)
+    outcome = Outcome(
+        result=result, verdict=verdict, labels=labels, teacher=teacher, arms=arms, measured=measured
+    )
+    if distributed.is_main():
+        _keep_student(experiment, arms["student"], folder)
+    return outcome
+
+
+def _arms(
+    experiment: Experiment, cells: Sequence[Finished], labels: NDArray[np.int64]
+) -> dict[Arm, ArmOutcome]:
+    arms: dict[Arm, ArmOutcome] = {}
+    selected = experiment.recipe.train.select
+    for arm in ("control", "student"):
+        mine = [cell for cell in cells if cell.cell.arm == arm]
+        if not mine:
+            continue
+        logits: dict[Which, list[Logits]] = {"last": [], "best": []}
+        for cell in mine:
+            for which in ("last", "best"):
+                logits[which].append(_predict(experiment, cell, which))
+        arms[arm] = ArmOutcome(
+            cells=mine,
+            selected=np.stack(logits[selected]),
+            last=tuple(quality.accuracy(one, labels) for one in logits["last"]),
+            best=tuple(quality.accuracy(one, labels) for one in logits["best"]),
+        )
+    return arms
+
+
+def _predict(experiment: Experiment, cell: Finished, which: Which) -> Logits:
+    model = cell.load(experiment.fresh(), which).to(experiment.device)
+    logits: Logits = experiment.task.predict(
+        model, experiment.evaluation(experiment.splits.test), "student"
+    ).numpy()
+    if not np.isfinite(logits).all():
+        raise UserError(cell.cell.name, f"its {which} weights give NaN or infinite logits on the test part")
+    return logits
+
+
+def _correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    correct: NDArray[np.float64] = (logits.argmax(axis=-1) == labels).astype(np.float64)
+    return correct
+
+
+def _result(
+    experiment: Experiment,
+    arms: Mapping[Arm, ArmOutcome],
+    teacher: Logits,
+    labels: NDArray[np.int64],
+    verdict: Verdict | None,
+    measured: Mapping[str, measure.Measured],
+) -> dict[str, Any]:
+    """The contents of ``result.json``; metrics are fractions."""
+    models: dict[str, Any] = {
+        "teacher": {
+            "accuracy": quality.accuracy(teacher, labels),
+            "interval": list(mean_interval(_correct(teacher[None], labels))),
+            "ece": quality.calibration(quality.softmax(teacher), labels).ece,
+            **_sizes(measured["teacher"]),
+        }
+    }
+    for arm, outcome in arms.items():
+        models[arm] = {**_arm_result(outcome, teacher, labels), **_sizes(measured["student"])}
+    student_cells = arms["student"].cells
+    return {
+        "task": experiment.recipe.task,
+        "metric": experiment.task.metric,
+        "higher_is_better": experiment.task.higher_is_better,
+        "seeds": experiment.recipe.seeds,
+        "test_samples": len(labels),
+        "models": models,
+        "gain": None if verdict is None else verdict.gain,
+        "interval": None if verdict is None else list(verdict.interval),
+        "verdict": None if verdict is None else verdict.verdict,
+        "reason": "no control was trained (--no-control)" if verdict is None else verdict.reason,
+        "selected": experiment.recipe.train.select,
+        "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
+        "samples_per_second": float(np.mean([cell.samples_per_second for cell in student_cells])),
+    }
+
+
+def _arm_result(outcome: ArmOutcome, teacher: Logits, labels: NDArray[np.int64]) -> dict[str, Any]:
+    per_seed = [quality.accuracy(logits, labels) for logits in outcome.selected]
+    seeds = outcome.selected
+    return {
+        "accuracy": float(np.mean(per_seed)),
+        "per_seed": per_seed,
+        "interval": list(mean_interval(_correct(seeds, labels))),
+        "last": float(np.mean(outcome.last)),
+        "best": float(np.mean(outcome.best)),
+        "best_epochs": [cell.best_epoch for cell in outcome.cells],
+        "ece": float(np.mean([quality.calibration(quality.softmax(one), labels).ece for one in seeds])),
+        "agreement": float(np.mean([quality.agreement(one, teacher) for one in seeds])),
+        "kl_to_teacher": float(np.mean([quality.kl_to_teacher(one, teacher) for one in seeds])),
+        "seconds": float(np.sum([cell.seconds for cell in outcome.cells])),
+        "samples_per_second": float(np.mean([cell.samples_per_second for cell in outcome.cells])),
+    }
+
+
+def _sizes(measured: measure.Measured) -> dict[str, Any]:
+    return {
+        "parameters": measured.parameters,
+        "macs": measured.macs,
+        "bytes": measured.bytes,
+        "latency_ms": {str(batch): asdict(latency) for batch, latency in measured.latency_ms.items()},
+    }
+
+
+def _keep_student(experiment: Experiment, student: ArmOutcome, folder: RunFolder) -> None:
+    """The shipped weights: the seed whose selected epoch did best on validation, never on test."""
+    which = experiment.recipe.train.select
+
+    def validation(cell: Finished) -> float:
+        row = cell.history[-1] if which == "last" else cell.history[cell.best_epoch - 1]
+        return row[experiment.task.metric]
+
+    chosen = max(student.cells, key=validation)
+    model = chosen.load(experiment.fresh(), which)
+    preprocessing = experiment.task.preprocessing["student"]
+    metadata = {
+        "seed": str(chosen.cell.seed),
+        "selected": which,
+        "classes": "\n".join(experiment.task.class_names),
+        "preprocessing": preprocessing.describe(),
+    }
+    save_weights(model, folder.student, metadata)

@@ -1,0 +1,90 @@
+"""What a run would do and cost, shown before it does it (``potstill run --dry``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from potstill import distributed, measure
+from potstill.experiment import ARMS, Arm, Experiment
+from potstill.schemes import Offline
+
+__all__ = ["describe_plan", "total_steps"]
+
+TIMED_STEPS = 3
+
+
+def total_steps(experiment: Experiment) -> int:
+    """Optimiser steps of one cell."""
+    train = experiment.recipe.train
+    if train.steps is not None:
+        return train.steps
+    loader, _ = experiment.training(experiment.recipe.seed)
+    return max(1, math.ceil(train.epochs * loader.batches_per_epoch / train.accumulate))
+
+
+def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
+    """Lines of text: models, layer plan, splits, steps, and a measured estimate of the time."""
+    recipe, splits = experiment.recipe, experiment.splits
+    student = experiment.student(recipe.seed)
+    for role, model in (("teacher", experiment.teacher), ("student", student)):
+        yield f"{role}: {_model_line(experiment, role, model)}"
+    yield (
+        f"data: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test samples, "
+        f"{experiment.task.num_classes} classes, images {experiment.shape}"
+    )
+    yield from (f"note: {note}" for note in experiment.notes)
+    yield f"precision: {experiment.precision.reason}"
+    yield "matched:"
+    scheme = experiment.scheme("student", recipe.seed)
+    yield from (f"  {line}" for line in scheme.objective.describe())
+    steps = total_steps(experiment)
+    yield f"training: {recipe.seeds} seed(s) x {2 if control else 1} arm(s) x {steps} steps of {recipe.train.batch_size}"
+    seconds = {arm: _seconds_a_step(experiment, arm, scheme) for arm in ARMS if control or arm == "student"}
+    total = recipe.seeds * steps * sum(seconds.values())
+    rates = ", ".join(f"{arm} {value * 1e3:.0f} ms a step" for arm, value in seconds.items())
+    yield f"estimate: {_duration(total)} of training on this machine ({rates}, measured over {TIMED_STEPS} steps)"
+
+
+def _model_line(experiment: Experiment, role: str, model: nn.Module) -> str:
+    config = experiment.recipe.teacher if role == "teacher" else experiment.recipe.student
+    images = experiment.example().input(role)[:1]
+    return (
+        f"{config.model}, {measure.parameters(model):,} parameters, {measure.macs(model, images):,} MACs, "
+        f"{measure.size_bytes(model):,} bytes, {experiment.task.preprocessing[role].describe()}"
+    )
+
+
+def _seconds_a_step(experiment: Experiment, arm: Arm, student_scheme: Offline) -> float:
+    """Median seconds of forward and backward of one training batch; the weights stay as they are."""
+    seed = experiment.recipe.seed
+    scheme = student_scheme if arm == "student" else experiment.scheme(arm, seed)
+    loader, prepare = experiment.training(seed)
+    scheme.train()
+    times = []
+    for images, labels, index in _first(loader.epoch(0), TIMED_STEPS + 1):
+        watch = measure.Stopwatch()
+        batch = prepare(images, labels, index, 0)
+        with experiment.precision.autocast(experiment.device):
+            step = scheme(batch, "train")
+        step.loss.backward()
+        times.append(watch.seconds)
+    distributed.barrier()
+    timed = sorted(times[1:] or times)
+    return timed[len(timed) // 2]
+
+
+def _first(batches: Iterator[tuple[torch.Tensor, ...]], count: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    for _, batch in zip(range(count), batches, strict=False):
+        yield batch
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"

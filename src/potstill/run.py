@@ -1,0 +1,287 @@
+"""One recipe from start to finish: load, check the teacher, train the cells, conclude, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import distributed, environment
+from potstill.cells import Cell, Finished, train_cell
+from potstill.config import load
+from potstill.data import ImageSet
+from potstill.errors import UserError
+from potstill.experiment import ARMS, Experiment, load_experiment, search_path
+from potstill.files import write_json
+from potstill.folder import RunFolder
+from potstill.models.preprocessing import Preprocessing
+from potstill.models.weights import load_weights
+from potstill.outcome import conclude
+from potstill.plan import describe_plan
+from potstill.sanity import check_teacher
+from potstill.story import tell
+from potstill.train.observe import make_observer
+
+__all__ = ["LoadedRun", "Result", "execute", "load_student", "run"]
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found out.
+
+    Attributes:
+        folder: The run folder.
+        data: The contents of ``result.json``; empty for a dry or an interrupted run.
+        interrupted: The user stopped it; ``--resume`` goes on.
+        student: The trained student, in eval mode on the CPU, or ``None``.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    interrupted: bool = False
+    student: nn.Module | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """Accuracy of the student less the control's, a fraction; ``None`` without a control."""
+        return self.data.get("gain")
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the gain."""
+        both = self.data.get("interval")
+        return None if both is None else (both[0], both[1])
+
+    @property
+    def verdict(self) -> str | None:
+        """``better``, ``same`` or ``worse``; ``None`` without a control."""
+        return self.data.get("verdict")
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return RunFolder(self.folder).report
+
+    def table(self) -> str:
+        """The arms as a short table of text, with the verdict below."""
+        return _table(self.data) if self.data else ""
+
+
+def run(
+    recipe: str | Path,
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    control: bool = True,
+    dry: bool = False,
+    echo: Echo = print,
+) -> Result:
+    """Run a recipe; the command ``potstill run`` is this function.
+
+    Args:
+        recipe: A recipe file or the name of a shipped one.
+        data: Folder where relative paths of the recipe are looked up first.
+        out: The run folder; ``runs/<recipe name>`` by default.
+        overrides: ``a.b=value`` settings on top of the recipe.
+        resume: Go on with the run in ``out``; an empty folder starts anew, a finished run is returned.
+        control: Also train the same student without distillation; without it there is no verdict.
+        dry: Load and show everything, train nothing, write nothing.
+        echo: Where lines of text go; only the main rank speaks.
+
+    Raises:
+        UserError: For anything wrong with the recipe, the data, the models or the folder.
+    """
+    distributed.start()
+    say: Echo = echo if distributed.is_main() else _silent
+    loaded = load(recipe, overrides)
+    folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
+    if resume and folder.finished:
+        say(f"{folder.path} is finished already")
+        return _finished(folder)
+    experiment = load_experiment(loaded, search_path(data))
+    if dry:
+        for line in describe_plan(experiment, control=control):
+            say(line)
+        return Result(folder.path, {})
+    return execute(experiment, folder, resume=resume, control=control, echo=say)
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control: bool, echo: Echo) -> Result:
+    """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
+    recipe = experiment.recipe
+    validation = experiment.splits.validation
+    logits = experiment.task.predict(experiment.teacher, experiment.evaluation(validation), "teacher")
+    accuracy = check_teacher(logits.numpy(), validation.labels.numpy(), experiment.task.class_names)
+    facts = environment.describe(
+        experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
+    )
+    facts["search"] = [str(path) for path in experiment.search]
+    folder.claim(recipe, facts, resume=resume)
+    for note in experiment.notes:
+        echo(f"note: {note}")
+    echo(f"teacher: {accuracy:.2%} on {len(validation)} validation samples; {experiment.precision.reason}")
+    cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
+    if cells is None:
+        return Result(folder.path, {}, interrupted=True)
+    echo("evaluating on the test part and measuring")
+    outcome = conclude(experiment, cells, folder)
+    for warning in _warnings(outcome.result):
+        echo(f"warning: {warning}")
+    if distributed.is_main():
+        from potstill.report import render
+
+        tell(experiment, outcome, facts, teacher_validation=accuracy).save(folder.content)
+        write_json(folder.result, outcome.result)
+        render(folder.path)
+    distributed.barrier()
+    return _finished(folder, experiment.fresh())
+
+
+def _cells(
+    experiment: Experiment, folder: RunFolder, *, resume: bool, control: bool, echo: Echo
+) -> list[Finished] | None:
+    """All cells, seed by seed so that an interrupted run has whole pairs; ``None`` if interrupted."""
+    recipe = experiment.recipe
+    plan = [
+        Cell(arm, recipe.seed + number)
+        for number in range(recipe.seeds)
+        for arm in ARMS
+        if control or arm == "student"
+    ]
+    finished = []
+    for position, cell in enumerate(plan, start=1):
+        observer = make_observer(
+            folder.metrics,
+            arm=cell.arm,
+            seed=cell.seed,
+            title=f"{cell.name} ({position}/{len(plan)})",
+            tensorboard=folder.path / "tensorboard" if recipe.train.tensorboard else None,
+            main=distributed.is_main(),
+        )
+        done = train_cell(experiment, cell, folder, observer, resume=resume)
+        if done is None:
+            return None
+        row = done.history[-1] if done.history else {}
+        metric = experiment.task.metric
+        echo(
+            f"{cell.name}: {row.get(metric, float('nan')):.2%} on validation after {done.steps} steps, "
+            f"{done.seconds:.0f} s, {done.samples_per_second:.0f} samples/s"
+        )
+        finished.append(done)
+    return finished
+
+
+def _warnings(result: dict[str, Any]) -> list[str]:
+    """What a reader must not miss."""
+    models = result["models"]
+    found = []
+    if "control" in models and models["teacher"]["accuracy"] < models["control"]["accuracy"]:
+        found.append(
+            f"the teacher ({models['teacher']['accuracy']:.2%}) is worse than the control "
+            f"({models['control']['accuracy']:.2%}): it has little to teach this student"
+        )
+    if result["seeds"] == 1:
+        found.append("one seed: the spread between runs was not measured")
+    return found
+
+
+def _table(data: dict[str, Any]) -> str:
+    lines = [f"{'':10}{'accuracy':>10}{'parameters':>13}{'MACs':>13}{'bytes':>12}{'ms at 1':>9}"]
+    for name, model in data["models"].items():
+        latency = model["latency_ms"].get("1", {}).get("median_ms", float("nan"))
+        lines.append(
+            f"{name:10}{model['accuracy']:>10.2%}{model['parameters']:>13,}{model['macs']:>13,}"
+            f"{model['bytes']:>12,}{latency:>9.2f}"
+        )
+    if data["verdict"] is not None:
+        low, high = data["interval"]
+        lines.append(
+            f"gain of distillation {data['gain'] * 100:+.2f} points, 95 % interval "
+            f"[{low * 100:+.2f}, {high * 100:+.2f}], {data['seeds']} seed(s): {data['verdict']}"
+        )
+    if data["reason"]:
+        lines.append(data["reason"])
+    return "\n".join(lines)
+
+
+def _finished(folder: RunFolder, student: nn.Module | None = None) -> Result:
+    data = folder.read_result()
+    if student is not None:
+        load_weights(student, folder.student, "student.safetensors")
+        student.eval()
+    return Result(folder.path, data, student=student)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, loaded to measure or export it.
+
+    Attributes:
+        student: The trained student, in eval mode.
+        teacher: Its teacher, in eval mode.
+        preprocessing: How the student wants its images.
+        class_names: Names of the classes in the order of the logits.
+        shape: Shape of one image of the data, ``(C, H, W)``.
+        test: The test part.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    test: ImageSet
+
+    def samples(self, count: int) -> Tensor:
+        """The first ``count`` test images as the data gives them, ``(count, C, H, W)``."""
+        images, _, _ = self.test.__getitems__(list(range(min(count, len(self.test)))))
+        return images
+
+
+def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
+    """Load the student and the teacher of a finished run.
+
+    Args:
+        run_folder: The run folder.
+        data: Where to look for relative paths first; the run's own places come next.
+
+    Raises:
+        UserError: If the folder is no finished run, or its data or teacher are gone.
+    """
+    folder = RunFolder(run_folder.resolve())
+    folder.read_result()
+    recipe = load(folder.recipe)
+    if recipe.data.path == IN_MEMORY:
+        raise UserError(
+            str(run_folder), "was made by potstill.distill from objects in memory; export from Python"
+        )
+    facts = json.loads(folder.environment.read_text(encoding="utf-8"))
+    search = [*search_path(data), *(Path(path) for path in facts.get("search", []))]
+    recipe = replace(recipe, train=replace(recipe.train, device="cpu"))
+    experiment = load_experiment(recipe, search)
+    student = experiment.fresh()
+    load_weights(student, folder.student, "student.safetensors")
+    return LoadedRun(
+        student=student.eval(),
+        teacher=experiment.teacher.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        preprocessing=experiment.task.preprocessing["student"],
+        class_names=experiment.task.class_names,
+        shape=experiment.shape,
+        test=experiment.splits.test,
+    )
+
+
+IN_MEMORY = "<in memory>"
