@@ -1,0 +1,264 @@
+"""What the page needs beyond ``result.json``: written by a run as ``report.json``, drawn by ``render``.
+
+Everything here is plain values, so that a report can be drawn again years later, without the data,
+the networks, or torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.errors import UserError
+from potstill.files import write_json
+
+__all__ = [
+    "Answer",
+    "ArmDetail",
+    "Bin",
+    "ClassDifference",
+    "Guess",
+    "History",
+    "PairRow",
+    "ReportContent",
+    "Sample",
+    "TermRow",
+    "picture",
+]
+
+LARGEST_SIDE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """One bin of a reliability diagram; empty bins are left out.
+
+    Attributes:
+        confidence: Mean confidence in it, 0 to 1.
+        accuracy: Share of right predictions in it, 0 to 1.
+        count: Number of predictions in it.
+    """
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmDetail:
+    """How one arm (``teacher``, ``control``, ``student``) answers, averaged over its seeds.
+
+    Attributes:
+        class_accuracy: Accuracy of each class, in the order of the class names; ``None`` without samples.
+        bins: Its reliability diagram.
+    """
+
+    class_accuracy: tuple[float | None, ...]
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDifference:
+    """Student less control on one class.
+
+    Attributes:
+        name: The class.
+        control: Accuracy of the control.
+        student: Accuracy of the student.
+        interval: 95 % interval of their difference.
+        samples: Test samples of the class.
+    """
+
+    name: str
+    control: float
+    student: float
+    interval: tuple[float, float]
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The validation rows of one trained cell.
+
+    Attributes:
+        arm: ``control`` or ``student``.
+        seed: The seed.
+        rows: One row an epoch, with ``epoch``, the metric, and ``loss``.
+    """
+
+    arm: str
+    seed: int
+    rows: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One class that a network considers, with its probability."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one arm answers to one image.
+
+    Attributes:
+        arm: ``teacher``, ``control`` or ``student``.
+        plain: Its top classes at temperature 1.
+        soft: Its top classes at the training temperature; empty where that is 1.
+    """
+
+    arm: str
+    plain: tuple[Guess, ...]
+    soft: tuple[Guess, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One test image and what the arms answer.
+
+    Attributes:
+        image: A ``data:`` URI of a PNG, from :func:`picture`.
+        index: Position in the test part.
+        label: Its true class.
+        why: Why it is shown ("only the student is right").
+        answers: One answer an arm.
+    """
+
+    image: str
+    index: int
+    label: str
+    why: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermRow:
+    """One term of the objective.
+
+    Attributes:
+        name: Its name in the recipe (``labels`` for the supervised loss).
+        loss: The loss it computes.
+        weight: Its weight.
+        detail: Its other settings as text, such as ``temperature 4``.
+    """
+
+    name: str
+    loss: str
+    weight: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """One matched pair of layers; shapes are of one sample, ``(16, 32, 32)``."""
+
+    term: str
+    student: str
+    teacher: str
+    student_shape: tuple[int, ...]
+    teacher_shape: tuple[int, ...]
+    adapter: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContent:
+    """Everything that the page tells and ``result.json`` does not hold.
+
+    Attributes:
+        title: The page's heading, such as ``resnet8 taught by resnet56``.
+        models: What each role is: ``{"teacher": "potstill.models.cifar:resnet56", "student": ...}``.
+        setup: Paragraphs of plain text: what the teacher saw, what the student saw, what is measured on
+            what.
+        notes: Warnings and notes that a reader must not miss.
+        class_names: Names of the classes in the order of the logits.
+        temperature: The training temperature of the soft answers, 1 if there is none.
+        details: By arm; the control may be absent.
+        differences: One row a class that has test samples; empty without a control.
+        histories: One a trained cell.
+        samples: A few test images.
+        terms: What the student imitated.
+        pairs: Which layers were matched; empty if none were.
+    """
+
+    title: str
+    models: Mapping[str, str]
+    setup: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    temperature: float = 1.0
+    details: Mapping[str, ArmDetail] = field(default_factory=dict)
+    differences: tuple[ClassDifference, ...] = ()
+    histories: tuple[History, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    terms: tuple[TermRow, ...] = ()
+    pairs: tuple[PairRow, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, aside and then renamed."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> ReportContent:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: If the file is missing, is no JSON, or has other fields.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(
+                str(path), f"cannot read what the report is drawn from: {error.strerror}"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                str(path), f"expected the contents of a report, at {place!r}: {first['msg']}"
+            ) from error
+        except ValueError as error:
+            raise UserError(str(path), f"expected JSON, cannot read it: {error}") from error
+
+
+def picture(image: NDArray[np.generic]) -> str:
+    """A ``data:`` URI of one image as PNG, its longer side shrunk to at most 128 pixels.
+
+    Args:
+        image: ``(C, H, W)``, uint8, or floats that are stretched from their least to their greatest value;
+            with other than 1 or 3 channels the first is drawn.
+
+    Raises:
+        ValueError: If ``image`` has not three dimensions.
+
+    Example:
+        >>> picture(np.zeros((1, 8, 8), dtype=np.uint8))[:22]
+        'data:image/png;base64,'
+    """
+    from PIL import Image
+
+    if image.ndim != 3:
+        raise ValueError(f"expected an image (C, H, W), got {image.shape}")
+    values = image if image.dtype == np.uint8 else _stretched(image.astype(np.float64))
+    pixels = values.transpose(1, 2, 0) if values.shape[0] == 3 else values[0]
+    drawn = Image.fromarray(np.ascontiguousarray(pixels))
+    drawn.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _stretched(image: NDArray[np.float64]) -> NDArray[np.uint8]:
+    low, high = float(image.min()), float(image.max())
+    return ((image - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
