@@ -53,8 +53,7 @@ def distill(
         test: Read once at the end; ``validation`` cannot serve for it, so it is cut from ``train`` too.
         distill: What is matched, as in a recipe: ``{"kl": {"weight": 0.9, "temperature": 4}}``.
         augment: As in a recipe: ``{"flip": 0.5, "crop": 4}``.
-        epochs: Length of each training; any other key of a recipe's ``train`` may be given too
-            (``learning_rate=0.05``, ``batch_size=64``).
+        epochs: Length of each training.
         class_names: Names in the order of the labels; numbers by default.
         preprocessing: Normalisation for both networks or ``{"teacher": ..., "student": ...}``; by
             default uint8 images are normalised as the networks say and float tensors are left alone.
@@ -64,6 +63,7 @@ def distill(
         resume: Go on with the run in ``out``.
         control: Also train the same student without distillation.
         echo: Where lines of text go.
+        **train_options: Any other key of a recipe's ``train`` (``learning_rate=0.05``, ``batch_size=64``).
 
     Returns:
         The result: gain, verdict, paths and the trained student.

@@ -39,7 +39,7 @@ class Recipe:
     """What is learnt."""
     data: DataConfig
     """What it is learnt from."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What both networks see of each training sample."""
     teacher: ModelConfig
     """The trained model to imitate."""
@@ -47,7 +47,7 @@ class Recipe:
     """The model to train."""
     distill: dict[str, Any] = field(default_factory=lambda: {"kl": {}})
     """What is matched: ``{loss: {weight, layers, schedule, options...}}``, and ``labels``."""
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
     seeds: Annotated[int, COUNT] = 1
     """Runs of each arm; from two on the verdict knows the spread between runs."""
@@ -110,7 +110,7 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         names = shipped_recipes()
         raise UserError(str(recipe), f"no such recipe file or shipped recipe{nearest(str(recipe), names)}")
     try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        raw = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(str(recipe), f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -134,7 +134,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
                 ".".join(parents[: depth + 1]), f"expected a mapping to set {last!r} in, got {node!r}"
             )
     try:
-        node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        node[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {key}", f"not valid YAML: {text!r}") from error
 

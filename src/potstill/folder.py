@@ -105,7 +105,7 @@ class RunFolder:
             if before != after:
                 raise UserError(
                     str(self.path),
-                    f"belongs to a run of another recipe: it has '{before.strip()}', this one '{after.strip()}'",
+                    f"belongs to a run of another recipe: '{before.strip()}' there, '{after.strip()}' here",
                 )
         if len(old) != len(new):
             raise UserError(str(self.path), "belongs to a run of another recipe")

@@ -33,8 +33,8 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     for role, model in (("teacher", experiment.teacher), ("student", student)):
         yield f"{role}: {_model_line(experiment, role, model)}"
     yield (
-        f"data: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test samples, "
-        f"{experiment.task.num_classes} classes, images {experiment.shape}"
+        f"data: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test "
+        f"samples, {experiment.task.num_classes} classes, images {experiment.shape}"
     )
     yield from (f"note: {note}" for note in experiment.notes)
     yield f"precision: {experiment.precision.reason}"
@@ -42,11 +42,13 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     scheme = experiment.scheme("student", recipe.seed)
     yield from (f"  {line}" for line in scheme.objective.describe())
     steps = total_steps(experiment)
-    yield f"training: {recipe.seeds} seed(s) x {2 if control else 1} arm(s) x {steps} steps of {recipe.train.batch_size}"
-    seconds = {arm: _seconds_a_step(experiment, arm, scheme) for arm in ARMS if control or arm == "student"}
+    arms = ARMS if control else ("student",)
+    size = recipe.train.batch_size
+    yield f"training: {recipe.seeds} seed(s) x {len(arms)} arm(s) x {steps} steps of {size}"
+    seconds = {arm: _seconds_a_step(experiment, arm, scheme) for arm in arms}
     total = recipe.seeds * steps * sum(seconds.values())
     rates = ", ".join(f"{arm} {value * 1e3:.0f} ms a step" for arm, value in seconds.items())
-    yield f"estimate: {_duration(total)} of training on this machine ({rates}, measured over {TIMED_STEPS} steps)"
+    yield f"estimate: {_duration(total)} of training here ({rates}, measured over {TIMED_STEPS} steps)"
 
 
 def _model_line(experiment: Experiment, role: str, model: nn.Module) -> str:

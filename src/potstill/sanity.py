@@ -43,15 +43,15 @@ def check_teacher(
         example = _moved(predicted, labels, class_names)
         raise UserError(
             "teacher",
-            f"its class order contradicts the data: accuracy {accuracy:.1%} on validation, but {permuted:.1%} "
-            f"with its classes in another order ({example}); give data and teacher the same order",
+            f"its class order contradicts the data: accuracy {accuracy:.1%} on validation, but "
+            f"{permuted:.1%} with its classes in another order ({example}); give both the same order",
         )
     chance = 1.0 / num_classes
     if accuracy <= chance + 1.0 / len(labels):
         raise UserError(
             "teacher",
-            f"expected better than chance ({chance:.1%}), got accuracy {accuracy:.1%} on {len(labels)} validation "
-            "samples; check its weights, its mean and std, and its classes",
+            f"expected better than chance ({chance:.1%}), got accuracy {accuracy:.1%} on {len(labels)} "
+            "validation samples; check its weights, its mean and std, and its classes",
         )
     return accuracy
 
