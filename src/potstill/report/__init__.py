@@ -1,5 +1,6 @@
 """The report: one HTML file that a person would show to a colleague."""
 
 from potstill.report.content import ReportContent
+from potstill.report.page import render
 
-__all__ = ["ReportContent"]
+__all__ = ["ReportContent", "render"]

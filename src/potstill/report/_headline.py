@@ -1,0 +1,219 @@
+"""The top of the page: the verdict in one sentence, the facts, how it was measured, the table of arms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+
+from potstill.report._format import (
+    bytes_text,
+    compact,
+    interval_points,
+    milliseconds,
+    percent,
+    points,
+    ratio,
+)
+from potstill.report._material import Material, section
+
+__all__ = ["arms_table", "headline", "interval_track", "set_up"]
+
+
+def headline(material: Material) -> str:
+    """Title, verdict, gain with its interval, and four facts."""
+    verdict = material.result.get("verdict")
+    reason = escape(str(material.result.get("reason") or ""))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in material.content.notes)
+    return (
+        f'<div class="hero {verdict or "none"}"><h1>{escape(material.content.title)}</h1>'
+        f'<p class="verdict">{_sentence(material)}</p>'
+        f'<p class="reason">{reason[:1].upper()}{reason[1:]}.</p>'
+        f"{_gauge(material)}{_facts(material)}"
+        + (f'<aside class="notes" aria-label="Notes"><ul>{notes}</ul></aside>' if notes else "")
+        + "</div>"
+    )
+
+
+def _sentence(material: Material) -> str:
+    result = material.result
+    metric = escape(material.metric)
+    if result.get("verdict") is None:
+        return (
+            f"The student reaches {percent(material.score('student'))} {metric}; "
+            "without a control there is no verdict."
+        )
+    gain = float(result["gain"])
+    amount = f"<strong>{points(gain)} points</strong>"
+    if result["verdict"] == "better":
+        return f"Distillation made the student <em>better</em>: {amount} of {metric} over its control."
+    if result["verdict"] == "worse":
+        return f"Distillation made the student <em>worse</em>: {amount} of {metric} against its control."
+    return f"Student and control are <em>the same</em> within chance: {amount} of {metric}."
+
+
+def interval_track(value: float, interval: tuple[float, float], span: tuple[float, float], kind: str) -> str:
+    """A value with its interval on a line from ``span[0]`` to ``span[1]``, with a mark at 0."""
+
+    def place(at: float) -> float:
+        return 100 * (min(max(at, span[0]), span[1]) - span[0]) / ((span[1] - span[0]) or 1.0)
+
+    low, high = place(interval[0]), place(interval[1])
+    return (
+        f'<span class="track {kind}" aria-hidden="true"><i class="zero" style="left:{place(0):.2f}%"></i>'
+        f'<i class="range" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
+        f'<i class="at" style="left:{place(value):.2f}%"></i></span>'
+    )
+
+
+def _gauge(material: Material) -> str:
+    result = material.result
+    if result.get("verdict") is None:
+        return ""
+    gain, interval = float(result["gain"]), (float(result["interval"][0]), float(result["interval"][1]))
+    reach = max(abs(interval[0]), abs(interval[1]), 1e-4) * 1.15
+    span = (min(interval[0] * 1.3, -0.25 * reach), max(interval[1] * 1.15, 0.25 * reach))
+    zero = -span[0] / (span[1] - span[0]) * 100
+    return (
+        f'<figure class="gauge">{interval_track(gain, interval, span, "large")}'
+        f'<span class="zero-name" style="left:{zero:.2f}%">control</span>'
+        f"<figcaption>Gain {points(gain)} points, 95&nbsp;% interval {interval_points(interval)}</figcaption></figure>"
+    )
+
+
+def _facts(material: Material) -> str:
+    facts = [(percent(material.score("student"), 1), f"{escape(material.metric)} of the student")]
+    teacher, student = material.model("teacher"), material.model("student")
+    facts.append(
+        (
+            percent(material.score("student") / max(material.score("teacher"), 1e-9), 1),
+            f"of the teacher's {escape(material.metric)} kept",
+        )
+    )
+    for key, less, more in (
+        ("parameters", "fewer parameters", "the teacher's parameters"),
+        ("macs", "fewer multiply-adds", "the teacher's multiply-adds"),
+    ):
+        if teacher.get(key) and student.get(key):
+            factor = teacher[key] / student[key]
+            facts.append((ratio(factor), less) if factor >= 1 else (ratio(1 / factor), more))
+    times = [material.latency(arm, "1") for arm in ("teacher", "student")]
+    if times[0] is not None and times[1] is not None:
+        factor = times[0]["median_ms"] / times[1]["median_ms"]
+        facts.append(
+            (ratio(factor), "faster on one image")
+            if factor >= 1
+            else (ratio(1 / factor), "slower on one image")
+        )
+    return '<dl class="facts">' + "".join(f"<div><dt>{b}</dt><dd>{a}</dd></div>" for a, b in facts) + "</dl>"
+
+
+def set_up(material: Material) -> str:
+    """What the teacher saw, what the student saw, what is measured on what."""
+    text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in material.content.setup)
+    return section("set-up", "How it was done", f'<div class="prose">{text}</div>') if text else ""
+
+
+Cell = Callable[[str], str]
+
+
+def arms_table(material: Material) -> str:
+    """One column an arm, one row a measure."""
+    heads = "".join(
+        f'<th scope="col"><span class="key {arm}"></span>{arm.capitalize()}'
+        f"<small>{escape(_model_name(material, arm))}</small></th>"
+        for arm in material.arms
+    )
+    body = ""
+    for group, rows in _groups(material):
+        lines = ""
+        for label, hint, cell in rows:
+            cells = [cell(arm) for arm in material.arms]
+            if all(not text for text in cells):
+                continue
+            small = f"<small>{hint}</small>" if hint else ""
+            lines += f'<tr><th scope="row">{label}{small}</th>' + "".join(
+                f"<td>{text or '<span class=none>–</span>'}</td>" for text in cells
+            )
+            lines += "</tr>"
+        if lines:
+            span = len(material.arms) + 1
+            body += f'<tbody><tr class="group"><th colspan="{span}" scope="colgroup">{group}</th></tr>{lines}</tbody>'
+    lead = (
+        f"Measured on {int(material.result['test_samples']):,} test samples that nothing was trained on or chosen "
+        "with."
+        if material.result.get("test_samples")
+        else ""
+    )
+    table = f'<table class="arms"><thead><tr><td></td>{heads}</tr></thead>{body}</table>'
+    return section("arms", "The arms", table, lead)
+
+
+def _model_name(material: Material, arm: str) -> str:
+    spec = material.content.models.get("student" if arm == "control" else arm, "")
+    return spec.rpartition(":")[2]
+
+
+def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, Cell]]]]:
+    seeds = "each seed" if material.num_seeds > 1 else ""
+
+    def value(key: str, write: Callable[[float], str]) -> Cell:
+        return lambda arm: "" if material.model(arm).get(key) is None else write(material.model(arm)[key])
+
+    yield (
+        f"{escape(material.metric).capitalize()} on the test part",
+        [
+            ("Mean" if seeds else "Value", "with 95&nbsp;% interval", lambda arm: _metric(material, arm)),
+            ("Seeds", seeds, lambda arm: _per_seed(material, arm)),
+            ("Last epoch", _chosen(material, "last"), value("last", percent)),
+            ("Best epoch", _chosen(material, "best"), value("best", percent)),
+        ],
+    )
+    yield (
+        "Size",
+        [
+            ("Parameters", "", value("parameters", compact)),
+            ("Multiply-adds", "one image", value("macs", compact)),
+            ("Weights", "on disk", value("bytes", bytes_text)),
+        ],
+    )
+    yield (
+        "Time, median",
+        [
+            ("One image", "10th to 90th percentile", lambda arm: _latency(material, arm, "1")),
+            ("Batch of 64", "10th to 90th percentile", lambda arm: _latency(material, arm, "64")),
+        ],
+    )
+    yield (
+        "Quality of the probabilities",
+        [
+            ("Calibration error", "0 is best", value("ece", percent)),
+            ("Same answer as teacher", "", value("agreement", percent)),
+            ("Divergence from teacher", "nats", value("kl_to_teacher", lambda number: f"{number:.3f}")),
+        ],
+    )
+
+
+def _chosen(material: Material, which: str) -> str:
+    chosen = "counted here" if material.result.get("selected") == which else ""
+    return ", ".join(part for part in ("by validation" if which == "best" else "", chosen) if part)
+
+
+def _metric(material: Material, arm: str) -> str:
+    interval = material.model(arm).get("interval")
+    small = (
+        "" if interval is None else f"<small>{percent(interval[0], 1)} to {percent(interval[1], 1)}</small>"
+    )
+    return f"<b>{percent(material.score(arm))}</b>{small}"
+
+
+def _per_seed(material: Material, arm: str) -> str:
+    seeds = material.model(arm).get("per_seed") or []
+    return "<br>".join(percent(value) for value in seeds) if len(seeds) > 1 else ""
+
+
+def _latency(material: Material, arm: str, batch: str) -> str:
+    times = material.latency(arm, batch)
+    if times is None:
+        return ""
+    low, high = (f"{times[key]:.3g}" for key in ("low_ms", "high_ms"))
+    return f"{milliseconds(times['median_ms'])}<small>{low} to {high}</small>"

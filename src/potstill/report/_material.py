@@ -1,0 +1,101 @@
+"""What the sections of the page are made from, read from the run folder and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import UserError
+from potstill.report.content import ReportContent
+
+__all__ = ["ARMS", "Material", "read", "section"]
+
+ARMS = ("teacher", "control", "student")
+
+
+@dataclass(frozen=True)
+class Material:
+    """A finished run as the page sees it.
+
+    Attributes:
+        content: What the run wrote for the page.
+        result: The contents of ``result.json``.
+        recipe: The resolved recipe, as text.
+        environment: The contents of ``environment.json``.
+    """
+
+    content: ReportContent
+    result: Mapping[str, Any]
+    recipe: str
+    environment: Mapping[str, Any]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that were evaluated, teacher first."""
+        return tuple(arm for arm in ARMS if arm in self.result["models"])
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric, such as ``accuracy``."""
+        return str(self.result["metric"])
+
+    @property
+    def num_seeds(self) -> int:
+        """Runs of each arm."""
+        return int(self.result["seeds"])
+
+    def model(self, arm: str) -> Mapping[str, Any]:
+        """What ``result.json`` holds of one arm."""
+        found: Mapping[str, Any] = self.result["models"][arm]
+        return found
+
+    def score(self, arm: str) -> float:
+        """The metric of one arm, mean over its seeds."""
+        return float(self.model(arm)[self.metric])
+
+    def latency(self, arm: str, batch: str) -> Mapping[str, float] | None:
+        """``median_ms``, ``low_ms`` and ``high_ms`` of one arm, if they were measured."""
+        found: Mapping[str, float] | None = self.model(arm).get("latency_ms", {}).get(batch)
+        return found
+
+
+def read(run: Path) -> Material:
+    """Read a run folder.
+
+    Raises:
+        UserError: If a file of the run is missing or cannot be read.
+    """
+    return Material(
+        content=ReportContent.load(run / "report.json"),
+        result=_json(run / "result.json"),
+        recipe=_text(run / "recipe.yaml"),
+        environment=_json(run / "environment.json"),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(str(path), f"expected a file of a finished run: {error.strerror}") from error
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        loaded = json.loads(_text(path))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(path), f"expected JSON, cannot read it: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(str(path), f"expected a JSON object, got {type(loaded).__name__}")
+    return loaded
+
+
+def section(name: str, title: str, body: str, lead: str = "") -> str:
+    """One section of the page; ``title`` and ``lead`` are HTML of our own making."""
+    intro = f'<p class="lead">{lead}</p>' if lead else ""
+    return f'<section id="{name}"><h2>{title}</h2><div class="body">{intro}{body}</div></section>'

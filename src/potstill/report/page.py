@@ -1,0 +1,63 @@
+"""One run folder in, one HTML file out: no request leaves the page, and it reads nothing but the folder."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from potstill._version import __version__
+from potstill.files import write_text
+from potstill.report._details import dark_knowledge, matched, provenance
+from potstill.report._figures import calibration, classes, learning, trade_offs
+from potstill.report._headline import arms_table, headline, set_up
+from potstill.report._material import Material, read
+from potstill.report.style import SCRIPT, STYLE
+
+__all__ = ["render"]
+
+# The page may run its own few lines and show its own images, and may not ask anybody for anything.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def render(run: Path) -> Path:
+    """Draw ``report.html`` of a finished run.
+
+    Args:
+        run: The run folder, with ``recipe.yaml``, ``environment.json``, ``result.json`` and ``report.json``.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        UserError: If a file is missing or cannot be read, or the page cannot be written.
+    """
+    path = run / "report.html"
+    write_text(path, _page(read(run)))
+    return path
+
+
+def _page(material: Material) -> str:
+    sections = (
+        set_up(material),
+        arms_table(material),
+        learning(material),
+        trade_offs(material),
+        classes(material),
+        dark_knowledge(material),
+        calibration(material),
+        matched(material),
+        provenance(material),
+    )
+    task = escape(str(material.result["task"]).replace("_", " "))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(material.content.title)} · Potstill</title><style>{STYLE}</style></head><body>"
+        f'<div class="top"><span><b>Potstill</b> report, {task}</span>'
+        '<button type="button" id="theme" hidden>Dark</button></div>'
+        f"<main>{headline(material)}{''.join(sections)}</main>"
+        f"<footer>Made by Potstill {escape(__version__)}. Everything on this page is in this file.</footer>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
