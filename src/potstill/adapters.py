@@ -1,0 +1,129 @@
+"""Modules that make a student's tensor comparable with a teacher's: channels, size, tokens.
+
+An adapter is trained with the student and thrown away with the teacher: it is no part of what ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from potstill.errors import UserError
+
+__all__ = ["Adapter", "build", "kind_of"]
+
+KINDS = {2: "vector", 3: "tokens", 4: "maps"}
+
+
+def kind_of(shape: Sequence[int]) -> str:
+    """``vector`` (N, C), ``tokens`` (N, L, C), ``maps`` (N, C, H, W), or ``other``.
+
+    >>> kind_of((2, 16, 8, 8))
+    'maps'
+    """
+    return KINDS.get(len(shape), "other")
+
+
+class Adapter(nn.Module):
+    """Brings a student's tensor to a teacher's shape; made by :func:`build`.
+
+    Args:
+        student: Shape of the student's tensor, batch first.
+        teacher: Shape of the teacher's tensor, batch first.
+    """
+
+    def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+        super().__init__()
+        self.student_kind, self.teacher_kind = kind_of(student), kind_of(teacher)
+        self.pool_away = self.student_kind == "maps" and self.teacher_kind == "vector"
+        channel = 1 if self.student_kind == "maps" else -1
+        self.channels = (student[channel], teacher[1 if self.teacher_kind == "maps" else -1])
+        self.sizes = (self._size(student), self._size(teacher))
+        self.shrinks = all(a >= b for a, b in zip(*self.sizes, strict=True)) or self.pool_away
+        self.project: nn.Module | None = None
+        if self.channels[0] != self.channels[1]:
+            both_maps = self.teacher_kind == "maps"
+            self.project = (
+                nn.Conv2d(*self.channels, 1, bias=False) if both_maps else nn.Linear(*self.channels)
+            )
+
+    @staticmethod
+    def _size(shape: Sequence[int]) -> tuple[int, ...]:
+        return {"maps": tuple(shape[2:]), "tokens": (shape[1],)}.get(kind_of(shape), ())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Adapt ``features``.
+
+        Args:
+            features: The student's tensor: maps ``(N, C, H, W)``, tokens ``(N, L, C)`` or vectors
+                ``(N, C)``.
+
+        Returns:
+            The same samples in the teacher's shape.
+        """
+        if self.pool_away:
+            features = features.mean(dim=(2, 3))  # (N, C)
+        elif self.shrinks:  # the projection is cheaper on the smaller map, and commutes with a mean
+            features = self._resize(features)
+        if self.project is not None:
+            features = self.project(features)
+        return features if self.pool_away or self.shrinks else self._resize(features)
+
+    def _resize(self, features: Tensor) -> Tensor:
+        ours, theirs = self.sizes
+        if ours == theirs:
+            return features
+        if self.student_kind == "tokens":
+            turned = features.transpose(1, 2)  # (N, C, L)
+            return interpolate(turned, size=theirs[0], mode="linear").transpose(1, 2)
+        if self.shrinks:
+            return adaptive_avg_pool2d(features, (theirs[0], theirs[1]))
+        return interpolate(features, size=theirs, mode="bilinear")
+
+    def describe(self) -> str:
+        """What it does, in words.
+
+        >>> Adapter((2, 16, 32, 32), (2, 64, 16, 16)).describe()
+        '1x1 conv 16->64, pool 32x32->16x16'
+        """
+        steps = []
+        if self.project is not None:
+            name = "1x1 conv" if isinstance(self.project, nn.Conv2d) else "linear"
+            steps.append(f"{name} {self.channels[0]}->{self.channels[1]}")
+        ours, theirs = ("x".join(map(str, size)) for size in self.sizes)
+        if self.pool_away:
+            steps.append(f"pool {ours} away")
+        elif ours != theirs:
+            pools = self.shrinks and self.student_kind == "maps"
+            steps.append(f"{'pool' if pools else 'interpolate'} {ours}->{theirs}")
+        return ", ".join(steps)
+
+
+def build(student_shape: Sequence[int], teacher_shape: Sequence[int], *, where: str = "") -> Adapter | None:
+    """The adapter from a student's shape to a teacher's, ``None`` where they are equal.
+
+    Args:
+        student_shape: Shape of the student's tensor; the first dimension is the batch.
+        teacher_shape: Shape of the teacher's tensor.
+        where: Dotted key for the message.
+
+    Raises:
+        UserError: If no adapter makes them comparable, with both shapes.
+
+    >>> build((8, 64), (8, 64)) is None
+    True
+    >>> build((8, 64), (8, 256)).describe()
+    'linear 64->256'
+    """
+    if tuple(student_shape[1:]) == tuple(teacher_shape[1:]):
+        return None
+    kinds = (kind_of(student_shape), kind_of(teacher_shape))
+    if "other" in kinds or (kinds[0] != kinds[1] and kinds != ("maps", "vector")):
+        raise UserError(
+            where,
+            f"cannot compare the student's {kinds[0]} {tuple(student_shape)} with the teacher's {kinds[1]} "
+            f"{tuple(teacher_shape)}; choose layers of the same kind",
+        )
+    return Adapter(student_shape, teacher_shape)

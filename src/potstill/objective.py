@@ -1,0 +1,234 @@
+"""What a student minimises: the supervised loss and the terms that compare it with its teacher.
+
+Every part is reported by name and unweighted, as a sum and a count, so that the loop can divide by the
+whole global batch. The objective holds no parameters: adapters go into the trainable part of a scheme.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import distributed
+from potstill.batch import Batch, Share, Signals
+from potstill.errors import UserError
+from potstill.layers import PlannedPair, plan_layers
+from potstill.pairing import LayerShape, record
+from potstill.terms import LabelsConfig, Term, TermConfig, parse_terms, weight_at
+
+__all__ = ["LabelsConfig", "Objective", "PlannedPair", "Term", "TermConfig", "parse_terms"]
+
+Supervised = Callable[[Signals, Batch], Tensor]
+
+
+class Objective:
+    """The supervised loss and the terms, each with its weight over the course of the run.
+
+    Args:
+        terms: By name: :class:`TermConfig`, or as in a recipe (``{"kl": {"weight": 0.9}}``, where
+            ``labels`` may occur too).
+        supervised: ``(signals, batch) -> values`` per prediction, ``(N,)`` or ``(N, L)``; ``None`` to
+            learn from the teacher alone.
+        labels: Weight (and window) of the supervised loss. By default the smallest that the terms'
+            losses ask for (0.1 beside ``kl``, else 1).
+
+    Raises:
+        UserError: At the dotted key that does not hold, or if at some time nothing would be learnt.
+
+    >>> from torch.nn.functional import cross_entropy
+    >>> supervised = lambda signals, batch: cross_entropy(signals.output, batch.target, reduction="none")
+    >>> Objective({"kl": {"temperature": 4}}, supervised).describe()
+    ['labels: weight 0.1', 'kl: weight 0.9, temperature 4, compares logits']
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, TermConfig | Mapping[str, Any] | None],
+        supervised: Supervised | None = None,
+        labels: float | LabelsConfig | None = None,
+    ) -> None:
+        parsed, configs = parse_terms(terms)
+        if parsed is not None and labels is not None:
+            raise UserError("distill.labels", "given twice, as a term and as an argument")
+        if isinstance(labels, int | float):
+            labels, _ = parse_terms({"labels": {"weight": labels}})
+        self.supervised = supervised
+        self.terms = [Term(name, config) for name, config in configs.items()]
+        self.labels = labels or parsed or LabelsConfig()
+        asked = min((term.spec.labels for term in self.terms), default=1.0)
+        weight = asked if self.labels.weight is None else self.labels.weight
+        self.labels_weight = weight if supervised is not None else 0.0
+        self.plan: list[PlannedPair] = []
+        self._check_always_learning()
+
+    def _check_always_learning(self) -> None:
+        configs = [self.labels, *(term.config for term in self.terms)]
+        times = sorted({time for config in configs for time in (config.start, config.until)} | {0.0, 1.0})
+        for begin, end in itertools.pairwise(times):
+            if not self.active(begin + 0.5 * (end - begin)):
+                raise UserError(
+                    "distill", f"nothing has a weight above 0 between {begin:g} and {end:g} of the run"
+                )
+
+    # --- layers -------------------------------------------------------------------------------------
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether any term looks inside the networks."""
+        return any(term.signal != "logits" for term in self.terms)
+
+    @property
+    def student_paths(self) -> tuple[str, ...]:
+        """Layers to tap in the student, once there is a plan."""
+        return tuple(dict.fromkeys(pair.student for pair in self.plan))
+
+    @property
+    def teacher_paths(self) -> tuple[str, ...]:
+        """Layers to tap in the teacher, once there is a plan."""
+        return tuple(dict.fromkeys(pair.teacher for pair in self.plan))
+
+    def build(
+        self, student: nn.Module, teacher: nn.Module, student_example: Tensor, teacher_example: Tensor
+    ) -> nn.ModuleDict:
+        """Run both networks once on an example, plan which layers are compared, and make the adapters.
+
+        Args:
+            student: The student network.
+            teacher: The teacher network.
+            student_example: A small batch of the student's inputs, ``(N, ...)``.
+            teacher_example: The same samples as the teacher sees them.
+
+        Returns:
+            The adapters by key, on the student's device; empty where none is needed.
+        """
+        if not self.needs_layers:
+            return self.resolve((), ())
+        made = self.resolve(record(student, student_example), record(teacher, teacher_example))
+        like = next(student.parameters(), student_example)
+        return made.to(device=like.device, dtype=like.dtype)
+
+    def resolve(self, student: Sequence[LayerShape], teacher: Sequence[LayerShape]) -> nn.ModuleDict:
+        """Fill :attr:`plan` from the layers of both networks and make the adapters, as :meth:`build`."""
+        self.plan, made = plan_layers(self.terms, student, teacher)
+        return made
+
+    # --- values -------------------------------------------------------------------------------------
+
+    def active(self, progress: float) -> dict[str, float]:
+        """Names of what counts at ``progress`` (0 to 1) with their weights; the rest is not computed."""
+        weights = {"labels": weight_at(self.labels_weight, self.labels, progress)}
+        weights |= {term.name: term.weight_at(progress) for term in self.terms}
+        return {name: weight for name, weight in weights.items() if weight > 0.0}
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What each part divides its sum by for this batch, as in :meth:`shares`; no forward pass."""
+        counts = {"labels": _valid(batch.where, len(batch), per_sample=False)}
+        for term in self.terms:
+            per_sample = term.signal != "logits"
+            counts[term.name] = (
+                1.0 if term.spec.over_set else _valid(batch.where, len(batch), per_sample=per_sample)
+            )
+        return counts
+
+    def shares(
+        self, student: Signals, teacher: Signals | None, batch: Batch, progress: float = 0.0
+    ) -> dict[str, Share]:
+        """The parts of the loss that count at ``progress``, by name.
+
+        Args:
+            student: What the student answered; adapted taps stand under their adapter's key.
+            teacher: What the teacher answered; ``None`` where no term is active.
+            batch: What both answered to.
+            progress: Share of the run that is done, 0 to 1.
+
+        Returns:
+            ``labels`` for the supervised loss and one part per active term: sums over layers where the
+            loss adds them up, else their mean.
+
+        Raises:
+            UserError: If a loss cannot compare what the two networks gave.
+        """
+        weights, counts = self.active(progress), self.counts(batch)
+        parts: dict[str, Share] = {}
+        if "labels" in weights and self.supervised is not None:
+            total = _total(self.supervised(student, batch), batch.where)
+            parts["labels"] = Share(total, counts["labels"], weights["labels"])
+        for term in self.terms:
+            if term.name in weights:
+                assert teacher is not None, "an active term needs the teacher's answer"
+                total = self._compare(term, student, teacher, batch.where)
+                parts[term.name] = Share(total, counts[term.name], weights[term.name])
+        return parts
+
+    def _compare(self, term: Term, student: Signals, teacher: Signals, where: Tensor | None) -> Tensor:
+        if term.signal == "logits":
+            return _value(term, student.output, teacher.output, where)
+        mask = None if where is None else where.flatten(1).any(dim=1)
+        values = [
+            _value(term, student.taps[pair.key], teacher.taps[pair.teacher], mask)
+            for pair in self.plan
+            if pair.term == term.name
+        ]
+        total = torch.stack(values).sum()
+        return total if term.spec.combine == "sum" else total / len(values)
+
+    def without_terms(self) -> Objective:
+        """The control's objective: the supervised loss alone, at weight 1 for the whole run."""
+        return Objective({}, self.supervised, 1.0)
+
+    def copied(self) -> Objective:
+        """The same objective with a plan of its own."""
+        other = copy.copy(self)
+        other.plan = list(self.plan)
+        return other
+
+    def describe(self) -> list[str]:
+        """One line a part, and one a pair of layers, for people."""
+        lines = list(_line("labels", self.labels_weight, self.labels)) if self.labels_weight > 0 else []
+        for term in self.terms:
+            options = [f"{name} {value}" for name, value in term.config.options.items()]
+            compares = f"compares {term.signal}"
+            lines += _line(term.name, term.weight, term.config, [*options, compares])
+            lines += [pair.describe() for pair in self.plan if pair.term == term.name]
+        return lines
+
+
+def _valid(where: Tensor | None, rows: int, *, per_sample: bool) -> float:
+    """Number of valid predictions: of samples, or of all positions of the mask."""
+    if where is None:
+        return float(rows)
+    return float((where.flatten(1).any(dim=1) if per_sample else where).sum())
+
+
+def _total(values: Tensor, where: Tensor | None) -> Tensor:
+    """Sum over the valid predictions; without a mask a sample's positions count as their mean."""
+    if where is None:
+        return values.flatten(1).mean(dim=1).sum() if values.dim() > 1 else values.sum()
+    return values.masked_fill(~where, 0.0).sum()
+
+
+def _value(term: Term, student: Tensor, teacher: Tensor, where: Tensor | None) -> Tensor:
+    """The term's sum for one pair of tensors; a loss over a set sees the batches of all ranks."""
+    if term.spec.over_set and distributed.world_size() > 1:
+        student, teacher = distributed.gather(student), distributed.gather(teacher)
+        where = None if where is None else distributed.gather(where)
+    try:
+        values = term.function(student, teacher, where=where, **term.config.options)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(term.where, str(error)) from error
+    return values if term.spec.over_set else _total(values, where)
+
+
+def _line(name: str, weight: float, config: LabelsConfig, details: Sequence[str] = ()) -> Iterator[str]:
+    times = [f"warm-up {config.warmup:g}"] if config.warmup else []
+    times += [config.schedule] if config.schedule != "constant" else []
+    times += [f"from {config.start:g}"] if config.start else []
+    times += [f"until {config.until:g}"] if config.until < 1 else []
+    yield f"{name}: " + ", ".join([f"weight {weight:g}", *times, *details])

@@ -1,0 +1,190 @@
+"""A trained teacher teaches one student: distillation as Hinton and others (2015) described it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from potstill.batch import Batch, Share, Signals, Step
+from potstill.errors import UserError
+from potstill.objective import Objective
+from potstill.schemes.stages import Stage
+from potstill.taps import Tapped
+from potstill.teachers import Teacher, as_teacher
+
+__all__ = ["Offline", "StudentPart"]
+
+
+class StudentPart(nn.Module):
+    """All that is trained: the tapped student and its adapters, in one module so that DDP sees them.
+
+    Args:
+        tapped: The student with its taps.
+        adapters: Adapters by key.
+        sources: Which tap each adapter reads, by key.
+    """
+
+    def __init__(self, tapped: Tapped, adapters: nn.ModuleDict, sources: Mapping[str, str]) -> None:
+        super().__init__()
+        self.tapped = tapped
+        self.adapters = adapters
+        self.sources = dict(sources)
+
+    def forward(self, inputs: Tensor) -> Signals:
+        """Answer to ``inputs`` ``(N, ...)``; adapted tensors stand among the taps under their key."""
+        signals: Signals = self.tapped(inputs)
+        taps = dict(signals.taps)
+        for key, adapter in self.adapters.items():
+            taps[key] = adapter(taps[self.sources[key]])
+        return Signals(signals.output, taps)
+
+
+class Offline(nn.Module):
+    """A frozen teacher and one student that learns from it and from the labels.
+
+    It knows nothing of the loop: ``scheme(batch).loss.backward()`` in a loop of your own is all there is
+    to it. The teacher moves with the scheme (``.to``) but is no part of its state or parameters.
+
+    Args:
+        student: The network to train, as it is.
+        teacher: A trained network, a :class:`~potstill.teachers.Frozen` or
+            :class:`~potstill.teachers.Ensemble`; ``None`` for an objective without terms.
+        objective: What to minimise.
+        example: A small batch, needed where terms compare layers: adapters must exist before the
+            optimiser is made.
+
+    Raises:
+        UserError: If a teacher or an example is missing, or layers cannot be found or compared.
+
+    Reference:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        https://arxiv.org/abs/1503.02531
+
+    >>> from torch.nn.functional import cross_entropy
+    >>> batch = Batch({"student": torch.randn(8, 4)}, torch.arange(8) % 3, None, torch.arange(8))
+    >>> supervised = lambda signals, batch: cross_entropy(signals.output, batch.target, reduction="none")
+    >>> scheme = Offline(nn.Linear(4, 3), nn.Linear(4, 3), Objective({"kl": {}}, supervised))
+    >>> step = scheme(batch)
+    >>> step.loss.backward()
+    >>> sorted(step.parts), [name for name, _ in scheme.named_parameters()]
+    (['kl', 'labels'], ['parts.student.tapped.model.weight', 'parts.student.tapped.model.bias'])
+    """
+
+    teacher: Teacher | None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        objective: Objective,
+        *,
+        example: Batch | None = None,
+    ) -> None:
+        super().__init__()
+        self.objective = objective.copied()
+        if teacher is None and objective.terms:
+            raise UserError("teacher", f"missing; {objective.terms[0].where} has nothing to compare with")
+        if self.objective.needs_layers and example is None:
+            raise UserError(
+                "example",
+                "missing; terms that compare layers need a small batch to plan them and make adapters",
+            )
+        taught = None if teacher is None else cast(Teacher, as_teacher(teacher))
+        adapters = nn.ModuleDict()
+        if taught is not None and example is not None:
+            inputs = example.input("student"), example.input("teacher")
+            adapters = self.objective.build(student, taught.network, *inputs)
+            taught = taught.tapping(self.objective.teacher_paths) if self.objective.plan else taught
+        sources = {pair.key: pair.student for pair in self.objective.plan if pair.key in adapters}
+        tapped = Tapped(student, self.objective.student_paths, role="student")
+        part = StudentPart(tapped, adapters, sources)
+        self.parts = nn.ModuleDict({"student": part})
+        self.progress = 0.0
+        # Plain attributes, not submodules: the teacher is never saved or trained with the scheme, and a
+        # loop may put another wrapper (DDP, a compiled module) around the part.
+        object.__setattr__(self, "teacher", taught)
+        object.__setattr__(self, "_part", part)
+
+    @property
+    def student(self) -> nn.Module:
+        """The bare student."""
+        part: StudentPart = self.__dict__["_part"]
+        return part.tapped.model
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage, one phase."""
+        return (Stage("train"),)
+
+    def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
+        """The parts that learn in ``stage`` and ``phase``, by name."""
+        self._check_phase(phase)
+        return {"student": self.parts["student"]}
+
+    def counts(self, batch: Batch, phase: str = "train") -> dict[str, float]:
+        """What each part of the loss is divided by for this batch; no forward pass."""
+        self._check_phase(phase)
+        return self.objective.counts(batch)
+
+    def control(self, student: nn.Module) -> Offline:
+        """The same training of ``student`` without a teacher: labels alone, at weight 1."""
+        return Offline(student, None, self.objective.without_terms())
+
+    def forward(self, batch: Batch, phase: str = "train") -> Step:
+        """One pass of student and, where a term asks, teacher.
+
+        Args:
+            batch: What both see.
+            phase: ``train``.
+
+        Returns:
+            The parts of the loss at the present :attr:`progress`, and the student's answer.
+        """
+        self._check_phase(phase)
+        student: Signals = self.parts["student"](batch.input("student"))
+        active = self.objective.active(self.progress)
+        asked = self.teacher is not None and any(name != "labels" for name in active)
+        teacher = self.teacher(batch) if self.teacher is not None and asked else None
+        parts = self.objective.shares(student, teacher, batch, self.progress)
+        return Step(self._reaching_all(parts, student), student)
+
+    def _reaching_all(self, parts: dict[str, Share], student: Signals) -> dict[str, Share]:
+        """Give what no part looks at a gradient of 0: DDP waits for every parameter, in every step."""
+        plan = self.objective.plan
+        read = {pair.key for pair in plan if pair.term in parts}
+        idle = [student.taps[pair.key] for pair in plan if pair.key not in read and pair.key != pair.student]
+        on_logits = {term.name for term in self.objective.terms if term.signal == "logits"} | {"labels"}
+        if not on_logits & parts.keys():
+            idle.append(student.output)
+        if not idle or not parts:
+            return parts
+        name, part = next(iter(parts.items()))
+        return {**parts, name: Share(_Tied.apply(part.total, *idle), part.count, part.weight)}
+
+    @staticmethod
+    def _check_phase(phase: str) -> None:
+        if phase != "train":
+            raise ValueError(f"offline has one phase, 'train', got {phase!r}")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Offline:
+        """Move or cast the teacher along with the rest."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if isinstance(self.teacher, nn.Module):
+            self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class _Tied(torch.autograd.Function):
+    """The first tensor unchanged; the others get a gradient of exactly 0."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *idle: Tensor) -> Tensor:
+        ctx.save_for_backward(*idle)
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients[0], *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors)

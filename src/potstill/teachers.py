@@ -1,0 +1,164 @@
+"""Who teaches: a frozen network, or several that average their probabilities.
+
+All are called alike, ``teacher(batch, given=None) -> Signals``, so a scheme cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from potstill.batch import Batch, Signals
+from potstill.errors import UserError
+from potstill.taps import Tapped
+
+__all__ = ["Ensemble", "Frozen", "Teacher", "as_teacher"]
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """What a scheme asks of a teacher."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose layers can be tapped."""
+
+    def tapping(self, paths: Sequence[str]) -> Teacher:
+        """The same teacher, answering with the tensors at ``paths`` too."""
+
+    def __call__(self, batch: Batch, given: Any = None) -> Signals:
+        """What it answers to ``batch``, without gradients."""
+
+
+class Frozen(nn.Module):
+    """A trained network that only answers: always in eval mode, never with a gradient.
+
+    The network itself is frozen (``requires_grad`` off, eval mode), not a copy of it.
+
+    Args:
+        model: The trained network.
+        paths: Layers to tap.
+        role: Whose inputs of the batch it takes, and what messages call it.
+
+    Raises:
+        UserError: If a path names no layer.
+
+    >>> teacher = Frozen(nn.Linear(3, 2))
+    >>> batch = Batch({"student": torch.zeros(4, 3)}, None, None, torch.arange(4))
+    >>> teacher.train()(batch).output.shape, teacher.training
+    (torch.Size([4, 2]), False)
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str] = (), *, role: str = "teacher") -> None:
+        super().__init__()
+        self.role = role
+        self.tapped = Tapped(model.eval().requires_grad_(False), paths, role=role)
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The wrapped network."""
+        return self.tapped.model
+
+    def tapping(self, paths: Sequence[str]) -> Frozen:
+        """The same network with ``paths`` tapped."""
+        return Frozen(self.network, paths, role=self.role)
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in eval mode whatever ``mode`` says."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, given: Any = None) -> Signals:
+        """Answer to a batch.
+
+        Args:
+            batch: Its inputs of the teacher's role are taken.
+            given: What a later teacher may need beside the batch; a plain network needs nothing.
+
+        Returns:
+            Output and taps, without a gradient.
+        """
+        if self.network.training:  # someone called .train() on the network itself
+            self.network.eval()
+        signals: Signals = self.tapped(batch.input(self.role))
+        return signals
+
+
+class Ensemble(nn.Module):
+    """Several teachers that answer as one: the logarithm of the mean of their probabilities.
+
+    Args:
+        teachers: Networks or teachers; taps come from the first.
+
+    Raises:
+        UserError: If there is none.
+
+    >>> even, sure = nn.Linear(1, 2), nn.Linear(1, 2)
+    >>> _ = even.requires_grad_(False).weight.zero_(), even.bias.zero_()
+    >>> _ = sure.requires_grad_(False).weight.zero_(), sure.bias.copy_(torch.tensor([50.0, 0.0]))
+    >>> batch = Batch({"student": torch.zeros(1, 1)}, None, None, torch.arange(1))
+    >>> Ensemble([even, sure])(batch).output.exp()
+    tensor([[0.7500, 0.2500]])
+    """
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not teachers:
+            raise UserError("teacher", "an ensemble needs at least one teacher, got none")
+        self.teachers = nn.ModuleList([as_teacher(teacher) for teacher in teachers])
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The first teacher's network, whose layers can be tapped."""
+        return cast(Frozen, self.teachers[0]).network
+
+    def tapping(self, paths: Sequence[str]) -> Ensemble:
+        """The same teachers with ``paths`` of the first tapped."""
+        return Ensemble([cast(Frozen, self.teachers[0]).tapping(paths), *self.teachers[1:]])
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """Stay in eval mode whatever ``mode`` says."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, given: Any = None) -> Signals:
+        """Answer to a batch.
+
+        Args:
+            batch: What every teacher answers to.
+            given: Passed on to each.
+
+        Returns:
+            Log-probabilities ``(N, C)`` as output, and the first teacher's taps.
+
+        Raises:
+            UserError: If the teachers disagree on the number of classes.
+        """
+        answers: list[Signals] = [teacher(batch, given) for teacher in self.teachers]
+        shapes = [tuple(answer.output.shape) for answer in answers]
+        if len(set(shapes)) > 1:
+            raise UserError("teacher", f"an ensemble needs outputs of one shape, got {shapes}")
+        return Signals(_mean_log_probabilities([answer.output for answer in answers]), answers[0].taps)
+
+
+def _mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean of the softmax probabilities, ``(N, C)``, in float32 or better."""
+    logs = [_precise(each).log_softmax(dim=-1) for each in logits]
+    return torch.stack(logs).logsumexp(dim=0) - math.log(len(logs))
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def as_teacher(model: nn.Module) -> nn.Module:
+    """``model`` where it is a teacher already, else ``Frozen(model)``."""
+    return model if isinstance(model, Teacher) else Frozen(model)

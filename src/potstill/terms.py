@@ -1,0 +1,207 @@
+"""What a recipe says under ``distill``: which losses, how heavy, where, when.
+
+A term's options and their ranges are read from the signature of its loss; nothing is listed twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from torch import Tensor
+
+from potstill import losses
+from potstill._annotated import check_value
+from potstill.errors import UserError, nearest
+from potstill.losses._declare import LossSpec, Range, spec_of
+from potstill.pairing import Layers
+
+__all__ = ["LabelsConfig", "Term", "TermConfig", "parse_terms", "weight_at"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+FIRST_WARMUP = 1e-3
+"""Share of the weight with which a warm-up begins: never nothing, so there is always a gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig:
+    """The supervised loss beside the terms; all times are shares of the run, 0 to 1."""
+
+    weight: float | None = None
+    """Multiplies the supervised loss; the terms' default for it where absent."""
+    schedule: Schedule = "constant"
+    """``linear`` and ``cosine`` fall to 0 at ``until``."""
+    warmup: float = 0.0
+    """Share of the run over which the weight rises linearly, from ``start`` on."""
+    start: float = 0.0
+    """Where it begins (``from`` in a recipe)."""
+    until: float = 1.0
+    """Where it ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig(LabelsConfig):
+    """One thing that is matched."""
+
+    loss: str
+    """Name of a function in :mod:`potstill.losses`."""
+    layers: Layers = "auto"
+    """``auto``, ``[path, ...]``, ``[[student, teacher], ...]`` or ``{student: teacher}``."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the loss."""
+
+
+def weight_at(weight: float, config: LabelsConfig, progress: float) -> float:
+    """The weight at ``progress``, a share of the run; 0 outside ``start`` to ``until``.
+
+    >>> weight_at(2.0, LabelsConfig(schedule="linear", start=0.5), 0.75)
+    1.0
+    """
+    if progress < config.start or (progress >= config.until and config.until < 1.0):
+        return 0.0
+    full = config.start + config.warmup
+    if progress < full:
+        return weight * max((progress - config.start) / config.warmup, FIRST_WARMUP)
+    if config.schedule == "constant" or config.until <= full:
+        return weight
+    left = min(max((config.until - progress) / (config.until - full), 0.0), 1.0)
+    return weight * (left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+
+class Term:
+    """A checked :class:`TermConfig` with its loss.
+
+    Args:
+        name: Name in the recipe; messages start with ``distill.<name>``.
+        config: What it matches.
+
+    Raises:
+        UserError: At the dotted key that is unknown, of a wrong type or out of range.
+    """
+
+    def __init__(self, name: str, config: TermConfig) -> None:
+        self.name = name
+        self.where = f"distill.{name}"
+        self.config = config
+        if config.loss not in losses.__all__:
+            known = nearest(config.loss, losses.__all__)
+            named = name == config.loss
+            at, got = (self.where, "") if named else (f"{self.where}.loss", f" '{config.loss}'")
+            raise UserError(at, f"unknown loss{got}{known}")
+        self.function: Callable[..., Tensor] = getattr(losses, config.loss)
+        self.spec: LossSpec = spec_of(self.function)
+        self.weight = self.spec.weight if config.weight is None else config.weight
+        _check_times(self.where, config)
+        self._check_options()
+        _check_layers(self.where, config.layers, self.spec)
+
+    def _check_options(self) -> None:
+        known = _options(self.function)
+        for option, value in self.config.options.items():
+            where = f"{self.where}.{option}"
+            if option not in known:
+                raise UserError(where, f"unknown option{nearest(str(option), [*known, *_keys(TermConfig)])}")
+            check_value(where, value, known[option])
+
+    @property
+    def signal(self) -> str:
+        """What it compares: ``logits``, ``maps`` or ``features``."""
+        return self.spec.signal
+
+    def weight_at(self, progress: float) -> float:
+        """Its weight at ``progress``, 0 to 1; 0 outside its window."""
+        return weight_at(self.weight, self.config, progress)
+
+
+def parse_terms(raw: Mapping[str, Any]) -> tuple[LabelsConfig | None, dict[str, TermConfig]]:
+    """Read the ``distill`` section of a recipe.
+
+    Args:
+        raw: ``{name: {weight, layers, schedule, warmup, from, until, options...}}``. The name is the loss
+            unless ``loss`` says otherwise; ``labels`` is the supervised loss.
+
+    Returns:
+        What it says of the labels (``None`` where it says nothing), and the terms by name.
+
+    Raises:
+        UserError: At the dotted key that is unknown, of a wrong type or out of range.
+
+    >>> labels, terms = parse_terms({"labels": {"weight": 0.1}, "kl": {"weight": 0.9, "temperature": 2}})
+    >>> labels.weight, terms["kl"].options
+    (0.1, {'temperature': 2})
+    """
+    labels: LabelsConfig | None = None
+    terms: dict[str, TermConfig] = {}
+    for name, given in raw.items():
+        where = f"distill.{name}"
+        if isinstance(given, TermConfig) and name != "labels":
+            terms[name] = Term(name, given).config
+            continue
+        if given is not None and not isinstance(given, Mapping):
+            raise UserError(where, f"expected a mapping such as {{weight: 0.9}}, got {given!r}")
+        known, body = _known_and_other(LabelsConfig if name == "labels" else TermConfig, given or {})
+        if name != "labels":
+            terms[name] = Term(name, TermConfig(**{"loss": name, **known}, options=body)).config
+            continue
+        for key in body:
+            raise UserError(f"{where}.{key}", f"unknown key{nearest(str(key), _keys(LabelsConfig))}")
+        labels = LabelsConfig(**known)
+        _check_times(where, labels)
+    return labels, terms
+
+
+def _keys(config: type[LabelsConfig]) -> list[str]:
+    return [{"start": "from"}.get(item.name, item.name) for item in fields(config) if item.name != "options"]
+
+
+def _known_and_other(
+    config: type[LabelsConfig], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    keys = _keys(config)
+    known = {"start" if key == "from" else key: value for key, value in given.items() if key in keys}
+    return known, {key: value for key, value in given.items() if key not in keys}
+
+
+def _check_times(where: str, config: LabelsConfig) -> None:
+    if config.weight is not None:
+        check_value(f"{where}.weight", config.weight, Annotated[float, Range(least=0)])
+    check_value(f"{where}.schedule", config.schedule, Schedule)
+    share = Annotated[float, Range(least=0, most=1)]
+    for key, value in (("warmup", config.warmup), ("from", config.start), ("until", config.until)):
+        check_value(f"{where}.{key}", value, share)
+    if config.start >= config.until:
+        raise UserError(f"{where}.until", f"must be after from ({config.start:g}), got {config.until:g}")
+    if config.start + config.warmup > config.until:
+        room = config.until - config.start
+        raise UserError(f"{where}.warmup", f"must end before until (at most {room:g}), got {config.warmup:g}")
+
+
+def _check_layers(where: str, layers: Any, spec: LossSpec) -> None:
+    where = f"{where}.layers"
+    if layers == "auto":
+        return
+    if spec.signal == "logits":
+        raise UserError(where, "has no meaning for a loss that compares logits")
+    forms = "expected auto, [path, ...], [[student, teacher], ...] or {student: teacher}"
+    if isinstance(layers, str) or not isinstance(layers, Mapping | list | tuple) or not layers:
+        raise UserError(where, f"{forms}, got {layers!r}")
+    for item in layers.items() if isinstance(layers, Mapping) else layers:
+        pair = (item,) if isinstance(item, str) else item
+        whole = isinstance(pair, list | tuple) and (isinstance(item, str) or len(pair) == 2)
+        if not whole or not all(isinstance(path, str) for path in pair):
+            raise UserError(where, f"{forms}, got {item!r} in it")
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only options of a loss and their annotated types."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        parameter.name: hints[parameter.name]
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "where"
+    }
