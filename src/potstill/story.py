@@ -95,8 +95,8 @@ def _setup(experiment: Experiment, facts: Mapping[str, Any], teacher_validation:
         "report unless a note says so."
     )
     yield (
-        f"{arms} {len(splits.train):,} labelled images in the same order and under the same augmentation, for "
-        f"the same number of steps. The control learns from the labels alone; the student also from the "
+        f"{arms} {len(splits.train):,} labelled images in the same order and under the same augmentation, "
+        f"for the same number of steps. The control learns from the labels alone; the student also from the "
         f"teacher. Each of the {recipe.seeds} seed(s) draws new initial weights and a new order for both."
     )
     select = recipe.train.select
