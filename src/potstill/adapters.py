@@ -41,7 +41,7 @@ class Adapter(nn.Module):
         channel = 1 if self.student_kind == "maps" else -1
         self.channels = (student[channel], teacher[1 if self.teacher_kind == "maps" else -1])
         self.sizes = (self._size(student), self._size(teacher))
-        self.shrinks = all(a >= b for a, b in zip(*self.sizes, strict=True)) or self.pool_away
+        self.shrinks = self.pool_away or all(a >= b for a, b in zip(*self.sizes, strict=True))
         self.project: nn.Module | None = None
         if self.channels[0] != self.channels[1]:
             both_maps = self.teacher_kind == "maps"

@@ -173,7 +173,7 @@ class Offline(nn.Module):
         """Move or cast the teacher along with the rest."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if isinstance(self.teacher, nn.Module):
-            self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self.teacher._apply(fn, recurse)
         return self
 
 
