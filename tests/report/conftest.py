@@ -51,7 +51,9 @@ def history(arm: str, seed: int, top: float, random: np.random.Generator) -> His
         share = 1 - np.exp(-epoch / 2.3)
         wobble = random.normal() * 0.014 * (1 - epoch / 9)
         accuracy = 0.25 + (top - 0.25) * share / (1 - np.exp(-8 / 2.3)) + wobble
-        rows.append({"epoch": epoch, "step": epoch * 351, "accuracy": accuracy, "loss": 2.4 * (1 - accuracy) ** 0.8})
+        rows.append(
+            {"epoch": epoch, "step": epoch * 351, "accuracy": accuracy, "loss": 2.4 * (1 - accuracy) ** 0.8}
+        )
     return History(arm=arm, seed=seed, rows=tuple(rows))
 
 
@@ -107,15 +109,16 @@ def write_run(
     names: tuple[str, ...] = NAMES,
     image: Callable[[int], np.ndarray] | None = None,
     labels: np.ndarray | None = None,
+    result_changes: dict[str, Any] | None = None,
     **replaced: Any,
 ) -> Path:
     random = np.random.default_rng(0)
     labels = random.integers(0, 10, size=SAMPLES) if labels is None else labels
-    teacher = answers(random, labels, 5.2, 1.6)
+    teacher = answers(random, labels, 4.6, 2.0)
     logits = {"teacher": teacher[None]}
     for arm, level in (("control", 2.9), ("student", 2.9 + skill)):
         if arm == "student" or control:
-            logits[arm] = np.stack([answers(random, labels, level, 1.2) for _ in range(seeds)])
+            logits[arm] = np.stack([answers(random, labels, level, 2.2) for _ in range(seeds)])
     models = {arm: arm_result(values, teacher, labels, arm) for arm, values in logits.items()}
     result: dict[str, Any] = {
         "task": "classification",
@@ -141,14 +144,16 @@ def write_run(
         "title": "resnet8 taught by resnet56 on cifar10",
         "models": {"teacher": "potstill.models.cifar:resnet56", "student": "potstill.models.cifar:resnet8"},
         "setup": (
-            "The teacher was trained elsewhere on the 50,000 training images; here its weights stay as they are.",
-            "Student and control saw 45,000 of them, flipped and cropped at random, the same views in the same "
-            "order. 5,000 were held back for validation.",
+            "The teacher was trained elsewhere on the 50,000 training images; its weights stay as they are.",
+            "Student and control saw 45,000 of them, flipped and cropped at random, the same views in the "
+            "same order. 5,000 were held back for validation.",
         ),
         "class_names": names,
         "temperature": 4.0,
         "details": {arm: arm_detail(values, labels) for arm, values in logits.items()},
-        "differences": class_differences(logits["student"], logits["control"], labels, names) if control else (),
+        "differences": class_differences(logits["student"], logits["control"], labels, names)
+        if control
+        else (),
         "histories": tuple(
             history(arm, seed, models[arm]["accuracy"], random)
             for arm in logits
@@ -177,7 +182,7 @@ def write_run(
     }
     folder.mkdir(parents=True, exist_ok=True)
     ReportContent(**(content | replaced)).save(folder / "report.json")
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(result | (result_changes or {})))
     (folder / "recipe.yaml").write_text(RECIPE)
     environment = {
         "potstill": "0.1.0",

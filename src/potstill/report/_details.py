@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from potstill.report._format import percent, seconds_text
+from potstill.report._format import seconds_text, share_text
 from potstill.report._material import Material, section
 from potstill.report.content import Answer, Guess, Sample
 
@@ -20,15 +20,15 @@ def dark_knowledge(material: Material) -> str:
     temperature = f"{material.content.temperature:g}"
     cards = "".join(_card(sample, temperature) for sample in samples)
     lead = (
-        "Beside its answer a teacher tells which other classes an image resembles. Its probabilities at temperature 1 "
-        "hide most of that"
+        "Beside its answer a teacher tells which other classes an image resembles. Its probabilities at "
+        "temperature 1 hide most of that"
     )
     lead += (
         f"; at {temperature}, the training temperature, the student sees it." if temperature != "1" else "."
     )
     lead += (
-        " Images are picked by a rule: of each kind those where the teacher gives its second class the most weight. "
-        "The true class is underlined; one seed is shown."
+        " Images are picked by a rule, not by hand: of each kind those over which the teacher hesitates "
+        "most. The true class is underlined; one seed is shown."
     )
     return section("dark-knowledge", "Dark knowledge", f'<div class="cards">{cards}</div>', lead)
 
@@ -38,10 +38,11 @@ def _card(sample: Sample, temperature: str) -> str:
     heads = "<tr><td></td><th scope='col'>T = 1</th>"
     heads += f"<th scope='col'>T = {temperature}</th></tr>" if softened else "</tr>"
     rows = "".join(_answer(answer, sample.label, softened) for answer in sample.answers)
+    why = escape(sample.why[:1].upper() + sample.why[1:])
     return (
         f'<article class="card"><header><img src="{escape(sample.image)}" '
         f'alt="test image {sample.index}, {escape(sample.label)}" width="72" height="72">'
-        f"<div><h3>{escape(sample.label)}</h3><p>{escape(sample.why)}</p></div></header>"
+        f"<div><h3>{escape(sample.label)}</h3><p>{why}</p></div></header>"
         f"<table><thead>{heads}</thead><tbody>{rows}</tbody></table></article>"
     )
 
@@ -57,7 +58,7 @@ def _answer(answer: Answer, label: str, softened: bool) -> str:
 def _guesses(arm: str, guesses: Sequence[Guess], label: str) -> str:
     return "".join(
         f'<div class="guess{" true" if guess.name == label else ""}"><span>{escape(guess.name)}</span>'
-        f"<b>{percent(guess.probability, 0)}</b>"
+        f"<b>{share_text(guess.probability)}</b>"
         f'<i class="{escape(arm)}" style="width:{100 * guess.probability:.1f}%"></i></div>'
         for guess in guesses
     )
@@ -74,7 +75,8 @@ def matched(material: Material) -> str:
         for term in content.terms
     )
     body = (
-        '<div class="scroll"><table class="plain"><thead><tr><th scope="col">Term</th><th scope="col">Loss</th>'
+        '<div class="scroll"><table class="plain"><thead><tr>'
+        '<th scope="col">Term</th><th scope="col">Loss</th>'
         f'<th scope="col" class="num">Weight</th><th scope="col">Settings</th></tr></thead><tbody>{terms}'
         "</tbody></table></div>"
     )

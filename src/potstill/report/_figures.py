@@ -30,7 +30,7 @@ def learning(material: Material) -> str:
             bands,
             label=f"{name} of {' and '.join(band.arm for band in bands)} over the epochs",
             x_title="epoch",
-            value_format=(lambda value: percent(value, 0)) if share else (lambda value: f"{value:.2g}"),
+            fractions=share,
         )
         figures += f"<figure><h3>{escape(name)}</h3>{chart}</figure>"
     if not figures:
@@ -78,8 +78,8 @@ def trade_offs(material: Material) -> str:
         chart = trade_off(times, label=f"{metric} against latency", x_title=title, unit="ms")
         figures += f"<figure><h3>{metric} against latency</h3>{chart}</figure>"
     lead = (
-        "Up and to the left is better. Whiskers show the 95&nbsp;% interval and, for time, the 10th to the 90th "
-        "percentile; the scale of cost is logarithmic."
+        "Up and to the left is better. Whiskers show the 95&nbsp;% interval and, for time, the 10th to the "
+        "90th percentile; the scale of cost is logarithmic."
     )
     return section("cost", "What it costs", f'<div class="pair">{figures}</div>', lead) if figures else ""
 
@@ -95,7 +95,7 @@ def _points(material: Material, batch: str | None) -> list[Point]:
         else:
             times = material.latency(arm, batch)
             cost = times and times["median_ms"]
-            spread = times and (times["low_ms"], times["high_ms"])
+            spread = None if times is None else (times["low_ms"], times["high_ms"])
         if cost:
             found.append(Point(arm, float(cost), score, (interval[0], interval[1]), spread))
     return found
@@ -113,16 +113,18 @@ def classes(material: Material) -> str:
     span = (min(ends), max(ends))
     body = "".join(_class_row(row, span) for row in rows)
     table = (
-        '<table class="classes"><thead><tr><th scope="col">Class</th><th scope="col" class="num">Control</th>'
-        '<th scope="col" class="num">Student</th><th scope="col" class="wide">Difference, 95&nbsp;% interval</th>'
+        '<table class="classes"><thead><tr><th scope="col">Class</th>'
+        '<th scope="col" class="num before">Control</th>'
+        '<th scope="col" class="num">Student</th>'
+        '<th scope="col" class="wide">Difference, 95&nbsp;% interval</th>'
         f'<th scope="col" class="num">Points</th></tr></thead><tbody>{body}</tbody></table>'
     )
     lead = (
-        f"{escape(material.metric).capitalize()} by class, the greatest gain first. Filled marks stand where the "
-        "interval does not hold 0; of twenty classes without any effect one would stand out by chance."
+        f"{escape(material.metric).capitalize()} by class, the greatest gain first. Marks are filled where "
+        "the interval does not hold 0; of twenty classes without any effect one would stand out by chance."
     )
     if left_out > 0:
-        lead += f" The {CLASSES_SHOWN // 2} greatest gains and losses are shown, {left_out} classes between are not."
+        lead += f" {CLASSES_SHOWN // 2} classes from either end are shown, {left_out} between them are not."
     return section("classes", "Where it improved", table, lead)
 
 
@@ -133,7 +135,7 @@ def _class_row(row: ClassDifference, span: tuple[float, float]) -> str:
     title = f"{row.samples:,} test samples, {interval_points(row.interval, 1)} points"
     return (
         f'<tr title="{escape(title)}"><th scope="row">{escape(row.name)}</th>'
-        f'<td class="num">{percent(row.control, 1)}</td><td class="num">{percent(row.student, 1)}</td>'
+        f'<td class="num before">{percent(row.control, 1)}</td><td class="num">{percent(row.student, 1)}</td>'
         f'<td class="wide">{interval_track(gain, row.interval, span, kind)}</td>'
         f'<td class="num"><b>{points(gain, 1)}</b></td></tr>'
     )
@@ -150,8 +152,8 @@ def calibration(material: Material) -> str:
         small = "" if error is None else f"<small>calibration error {percent(error)}</small>"
         figures += f"<figure><h3>{arm.capitalize()} {small}</h3>{reliability(arm, detail.bins)}</figure>"
     lead = (
-        "How often an answer is right, against how sure the network is. On the dashed line confidence can be taken "
-        "at its word; bars that end below it are too sure. Faint bars hold few answers."
+        "How often an answer is right, against how sure the network is. On the dashed line confidence can be "
+        "taken at its word; red shows by how much a network is too sure. Faint bars hold few answers."
     )
     return (
         section("calibration", "Calibration", f'<div class="triple">{figures}</div>', lead) if figures else ""

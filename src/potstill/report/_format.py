@@ -13,6 +13,7 @@ __all__ = [
     "points",
     "ratio",
     "seconds_text",
+    "share_text",
 ]
 
 NO_VALUE = "–"
@@ -28,6 +29,17 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     if fraction is None or not math.isfinite(fraction):
         return NO_VALUE
     return f"{fraction * 100:.{digits}f}{SPACE}%".replace("-", "−")
+
+
+def share_text(fraction: float) -> str:
+    r"""A probability in whole per cent, as HTML, that never claims 0 or 1.
+
+    >>> share_text(0.001).replace("\u202f", " ")
+    '&lt;1 %'
+    """
+    if 0 < fraction < 0.005:
+        return f"&lt;1{SPACE}%"
+    return f"&gt;99{SPACE}%" if 0.995 <= fraction < 1 else percent(fraction, 0)
 
 
 def points(fraction: float, digits: int = 2) -> str:

@@ -22,12 +22,12 @@ __all__ = ["arms_table", "headline", "interval_track", "set_up"]
 def headline(material: Material) -> str:
     """Title, verdict, gain with its interval, and four facts."""
     verdict = material.result.get("verdict")
-    reason = escape(str(material.result.get("reason") or ""))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in material.content.notes)
+    reason = str(material.result.get("reason") or "").rstrip(".")
+    notes = "".join(f"<li>{escape(note[:1].upper() + note[1:])}</li>" for note in material.content.notes)
     return (
         f'<div class="hero {verdict or "none"}"><h1>{escape(material.content.title)}</h1>'
         f'<p class="verdict">{_sentence(material)}</p>'
-        f'<p class="reason">{reason[:1].upper()}{reason[1:]}.</p>'
+        f'<p class="reason">{escape(reason[:1].upper() + reason[1:])}.</p>'
         f"{_gauge(material)}{_facts(material)}"
         + (f'<aside class="notes" aria-label="Notes"><ul>{notes}</ul></aside>' if notes else "")
         + "</div>"
@@ -76,7 +76,8 @@ def _gauge(material: Material) -> str:
     return (
         f'<figure class="gauge">{interval_track(gain, interval, span, "large")}'
         f'<span class="zero-name" style="left:{zero:.2f}%">control</span>'
-        f"<figcaption>Gain {points(gain)} points, 95&nbsp;% interval {interval_points(interval)}</figcaption></figure>"
+        f"<figcaption>Gain {points(gain)} points, 95&nbsp;% interval {interval_points(interval)}"
+        "</figcaption></figure>"
     )
 
 
@@ -136,12 +137,12 @@ def arms_table(material: Material) -> str:
             )
             lines += "</tr>"
         if lines:
-            span = len(material.arms) + 1
-            body += f'<tbody><tr class="group"><th colspan="{span}" scope="colgroup">{group}</th></tr>{lines}</tbody>'
+            head = f'<th colspan="{len(material.arms) + 1}" scope="colgroup">{group}</th>'
+            body += f'<tbody><tr class="group">{head}</tr>{lines}</tbody>'
+    count = material.result.get("test_samples")
     lead = (
-        f"Measured on {int(material.result['test_samples']):,} test samples that nothing was trained on or chosen "
-        "with."
-        if material.result.get("test_samples")
+        f"Measured on {int(count):,} test samples; nothing was trained on them or chosen by them."
+        if count
         else ""
     )
     table = f'<table class="arms"><thead><tr><td></td>{heads}</tr></thead>{body}</table>'
@@ -154,16 +155,18 @@ def _model_name(material: Material, arm: str) -> str:
 
 
 def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, Cell]]]]:
-    seeds = "each seed" if material.num_seeds > 1 else ""
-
     def value(key: str, write: Callable[[float], str]) -> Cell:
         return lambda arm: "" if material.model(arm).get(key) is None else write(material.model(arm)[key])
 
     yield (
         f"{escape(material.metric).capitalize()} on the test part",
         [
-            ("Mean" if seeds else "Value", "with 95&nbsp;% interval", lambda arm: _metric(material, arm)),
-            ("Seeds", seeds, lambda arm: _per_seed(material, arm)),
+            (
+                "Mean over seeds" if material.num_seeds > 1 else "One seed",
+                "with 95&nbsp;% interval",
+                lambda arm: _metric(material, arm),
+            ),
+            ("Each seed", "", lambda arm: _per_seed(material, arm)),
             ("Last epoch", _chosen(material, "last"), value("last", percent)),
             ("Best epoch", _chosen(material, "best"), value("best", percent)),
         ],
@@ -188,7 +191,11 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
         [
             ("Calibration error", "0 is best", value("ece", percent)),
             ("Same answer as teacher", "", value("agreement", percent)),
-            ("Divergence from teacher", "nats", value("kl_to_teacher", lambda number: f"{number:.3f}")),
+            (
+                "Divergence from teacher",
+                "KL, in nats",
+                value("kl_to_teacher", lambda number: f"{number:.3f}"),
+            ),
         ],
     )
 

@@ -70,10 +70,21 @@ def read(run: Path) -> Material:
     """
     return Material(
         content=ReportContent.load(run / "report.json"),
-        result=_json(run / "result.json"),
+        result=_result(run / "result.json"),
         recipe=_text(run / "recipe.yaml"),
         environment=_json(run / "environment.json"),
     )
+
+
+def _result(path: Path) -> Mapping[str, Any]:
+    result = _json(path)
+    models = result.get("models")
+    metric = result.get("metric")
+    for arm in ("teacher", "student"):
+        row = models.get(arm) if isinstance(models, dict) else None
+        if not isinstance(row, dict) or not isinstance(row.get(metric), int | float):
+            raise UserError(str(path), f"expected the result of a run, got none for models.{arm}.{metric}")
+    return result
 
 
 def _text(path: Path) -> str:

@@ -54,7 +54,7 @@ class Scale:
 def _round_values(low: float, high: float, count: int) -> list[float]:
     rough = (high - low) / max(count, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * 0.999)
+    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * 0.72)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]
@@ -101,7 +101,7 @@ class Frame:
         y: tuple[float, float],
         *,
         log: bool = False,
-        size: tuple[int, int] = (430, 270),
+        size: tuple[int, int] = (430, 255),
         right: int = 16,
     ) -> Frame:
         """A frame over the given ranges; ``right`` is the room for labels at the right edge."""

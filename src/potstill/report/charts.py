@@ -43,7 +43,7 @@ def curves(
     *,
     label: str,
     x_title: str,
-    value_format: Callable[[float], str],
+    fractions: bool = False,
 ) -> str:
     """Mean lines with a band from the lowest to the highest seed.
 
@@ -51,19 +51,30 @@ def curves(
         bands: The lines; later ones are drawn over earlier ones.
         label: What a screen reader says.
         x_title: Title of the horizontal axis.
-        value_format: Writes the ticks of the vertical axis.
+        fractions: Write the vertical axis in per cent.
     """
     all_x = [value for band in bands for value in band.x]
     all_y = [value for band in bands for value in (*band.low, *band.high)]
     span = (min(all_x), max(all_x)) if len(set(all_x)) > 1 else fitted(all_x)
-    frame = Frame.of(span, fitted(all_y, room=0.06), right=64)
-    parts = [frame.axes(lambda value: f"{value:g}", value_format, x_title, x_ticks=_whole(frame.x.ticks(5)))]
+    frame = Frame.of(span, fitted(all_y, room=0.06), right=70)
+    parts = [
+        frame.axes(
+            lambda value: f"{value:g}", _writer(frame, fractions), x_title, x_ticks=_whole(frame.x.ticks(5))
+        )
+    ]
     parts += [_area(frame, band) for band in bands]
     parts += [_line(frame, band) for band in bands]
     heights = _apart([frame.y(band.mean[-1]) for band in bands], frame.y.end, frame.y.start)
     for band, height in zip(bands, heights, strict=True):
         parts.append(_name(band.arm, band.label, frame.x(band.x[-1]) + 8, height))
     return frame.drawing(label, "".join(parts))
+
+
+def _writer(frame: Frame, fractions: bool) -> Callable[[float], str]:
+    """Writes the vertical axis with as many digits as its ticks need, the same for all."""
+    ticks = [value * 100 if fractions else value for value in frame.y.ticks()]
+    digits = next((n for n in range(6) if all(abs(round(v, n) - v) < 1e-9 for v in ticks)), 6)
+    return (lambda value: percent(value, digits)) if fractions else (lambda value: f"{value:.{digits}f}")
 
 
 def _whole(ticks: Sequence[float]) -> list[float]:
@@ -130,8 +141,7 @@ def trade_off(points: Sequence[Point], *, label: str, x_title: str, unit: str) -
     metrics = [value for point in points for value in (point.y, *point.y_interval)]
     frame = Frame.of(fitted(costs, log=True, room=0.25), fitted(metrics, room=0.14), log=True)
     write = milliseconds if unit == "ms" else compact
-    digits = 0 if max(metrics) - min(metrics) > 0.04 else 1
-    parts = [frame.axes(lambda value: _tick(value, unit), lambda value: percent(value, digits), x_title)]
+    parts = [frame.axes(lambda value: _tick(value, unit), _writer(frame, True), x_title)]
     parts.append(_gain_arrow(frame, {point.arm: point for point in points}))
     for point in points:
         title = f"{point.arm}: {percent(point.y)}, {write(point.x)}"
@@ -182,7 +192,7 @@ def reliability(arm: str, bins: Sequence[Bin], *, num_bins: int = 15) -> str:
         bins: The filled bins.
         num_bins: Bins over 0 to 1.
     """
-    frame = Frame.of((0.0, 1.0), (0.0, 1.0), size=(280, 270), right=14)
+    frame = Frame.of((0.0, 1.0), (0.0, 1.0), size=(280, 260), right=24)
     total = sum(one.count for one in bins) or 1
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -200,19 +210,20 @@ def _bin(frame: Frame, arm: str, one: Bin, num_bins: int, share: float) -> str:
     width = (frame.x.end - frame.x.start) / num_bins
     left = frame.x.start + min(max(math.ceil(one.confidence * num_bins) - 1, 0), num_bins - 1) * width + 1
     top, meant, base = frame.y(one.accuracy), frame.y(one.confidence), frame.y.start
+    box = f'x="{left:.1f}" width="{width - 2:.1f}"'
+    gap = f'<rect class="gap" {box} y="{meant:.1f}" height="{top - meant:.1f}"/>' if meant < top else ""
     confidence, right = percent(one.confidence, 1), percent(one.accuracy, 1)
     opacity = min(1.0, 0.3 + 0.7 * (share / 0.2) ** 0.5)
     return (
         f"<g><title>confidence {confidence}, right {right}, {one.count:,} answers</title>"
-        f'<rect class="gap" x="{left:.1f}" y="{min(top, meant):.1f}" width="{width - 2:.1f}" '
-        f'height="{abs(top - meant):.1f}"/>'
-        f'<rect class="bar {_class(arm)}" x="{left:.1f}" y="{top:.1f}" width="{width - 2:.1f}" '
-        f'height="{base - top:.1f}" style="fill-opacity:{opacity:.2f}"/></g>'
+        f'{gap}<rect class="bar {_class(arm)}" {box} y="{top:.1f}" height="{base - top:.1f}" '
+        f'style="fill-opacity:{opacity:.2f}"/></g>'
     )
 
 
 def _name(arm: str, text: str, x: float, y: float, anchor: str = "start") -> str:
-    return f'<text class="name {_class(arm)}" x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    place = f'x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}"'
+    return f'<text class="name {_class(arm)}" {place}>{escape(text)}</text>'
 
 
 def _class(arm: str) -> str:

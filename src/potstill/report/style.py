@@ -8,7 +8,7 @@ __all__ = ["SCRIPT", "STYLE"]
 # mark of its own (square, ring, disc) besides. All text colours have a contrast of at least 4.5 to 1.
 _LIGHT = (
     "--paper:#fcfbf8;--panel:#f4f1ea;--ink:#211e1a;--soft:#625b51;--rule:#e2dcd0;--grid:#ece7dd;"
-    "--teacher:#1d5f85;--control:#6d7178;--student:#b0490f;--up:#1b7045;--down:#b02a25;--mark:#fcfbf8"
+    "--teacher:#1d5f85;--control:#60646b;--student:#b0490f;--up:#1b7045;--down:#b02a25;--mark:#fcfbf8"
 )
 _DARK = (
     "--paper:#171614;--panel:#211f1c;--ink:#ece7de;--soft:#a9a195;--rule:#37332d;--grid:#2b2824;"
@@ -67,8 +67,8 @@ border:1.5px solid var(--student)}
 .track.down .range,.track.down .at{background:var(--down)}
 .track.down .at{border-color:var(--down)}
 .facts{display:flex;flex-wrap:wrap;gap:22px 44px;margin:36px 0 0}
-.facts div{display:flex;flex-direction:column-reverse;min-width:116px}
-.facts dd{margin:0;font-size:27px;font-weight:600;letter-spacing:-.015em;line-height:1.2}
+.facts div{display:flex;flex-direction:column;min-width:116px}
+.facts dd{order:-1;margin:0;font-size:27px;font-weight:600;letter-spacing:-.015em;line-height:1.2}
 .facts dt{font-size:13.5px;color:var(--soft)}
 .notes{margin-top:34px;border-left:3px solid var(--student);padding:2px 0 2px 18px;max-width:46em}
 .notes ul{margin:0;padding:0;list-style:none}
@@ -95,7 +95,7 @@ svg .band{opacity:.17}
 svg .whisker{stroke-width:2;stroke-linecap:round;opacity:.55}
 svg .step{stroke:var(--student);stroke-width:1.2;stroke-dasharray:2 3}
 svg .even{stroke:var(--ink);stroke-dasharray:4 4;stroke-opacity:.7}
-svg .gap{fill:var(--down);opacity:.16}
+svg .gap{fill:var(--down);opacity:.25}
 .teacher{--arm:var(--teacher)}.control{--arm:var(--control)}.student{--arm:var(--student)}.other{--arm:var(--soft)}
 svg .line,svg .whisker{stroke:var(--arm)}
 svg .band,svg .dot,svg .bar,svg .mark,svg .name{fill:var(--arm)}
@@ -123,6 +123,7 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .plain+h3,.scroll+h3{margin:34px 0 6px}
 .plain td small{white-space:nowrap}
 .scroll{overflow-x:auto}
+.scroll table{min-width:560px}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:22px}
 .card{background:var(--panel);border-radius:10px;padding:16px 18px 12px;min-width:0}
 .card header{display:flex;gap:14px;align-items:center;margin-bottom:6px}
@@ -132,13 +133,14 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .card table{table-layout:fixed;font-size:13px}
 .card th,.card td{padding:6px 12px 5px 0;border-color:var(--rule)!important}
 .card thead>tr>*{border:0;color:var(--soft);font-weight:400;padding-bottom:0}
-.card tr>:first-child{width:88px}
+.card tr>:first-child{width:88px;white-space:nowrap}
 .card tr>:last-child{padding-right:0}
-.guess{position:relative;display:flex;justify-content:space-between;gap:6px;line-height:1.3;padding-bottom:5px}
+.guess{position:relative;display:flex;justify-content:space-between;gap:6px;line-height:1.3;padding-bottom:7px}
 .guess span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .guess b{font-weight:400;color:var(--soft);flex:none}
-.guess.true span{font-weight:650;text-decoration:underline;text-decoration-thickness:1px;text-underline-offset:2px}
-.guess i{position:absolute;left:0;bottom:1px;height:3px;border-radius:1.5px;background:var(--arm);min-width:1px}
+.guess.true span{font-weight:650;text-decoration:underline 1px;text-underline-offset:2px}
+.guess i{position:absolute;left:0;bottom:2px;height:3px;border-radius:2px;background:var(--arm);
+min-width:1px}
 .copyable{margin-bottom:22px}
 .copyable .bar{display:flex;justify-content:space-between;align-items:center;margin-bottom:8px}
 .copyable .bar h3{margin:0}
@@ -160,8 +162,9 @@ th,td{padding-right:9px}
 .arms .key{display:block;margin-bottom:5px}
 .classes .wide{padding-inline:4px 8px;width:30%}
 .card{padding:14px 14px 8px}
-.card tr>:first-child{width:74px}
+.card tr>:first-child{width:76px;font-size:12.5px}
 .card .key{margin-right:5px;width:9px;height:9px}
+.classes .before{display:none}
 svg text{font-size:13.5px}
 svg .name{font-size:14px}
 }
@@ -172,7 +175,8 @@ svg .name{font-size:14px}
 SCRIPT = """
 (function(){
 var root=document.documentElement,button=document.getElementById('theme');
-function dark(){return root.dataset.theme?root.dataset.theme==='dark':matchMedia('(prefers-color-scheme: dark)').matches}
+function dark(){var chosen=root.dataset.theme;
+return chosen?chosen==='dark':matchMedia('(prefers-color-scheme: dark)').matches}
 function label(){button.textContent=dark()?'Light':'Dark'}
 button.hidden=false;label();
 button.onclick=function(){root.dataset.theme=dark()?'light':'dark';label()};
