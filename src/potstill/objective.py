@@ -168,7 +168,7 @@ class Objective:
     def _compare(self, term: Term, student: Signals, teacher: Signals, where: Tensor | None) -> Tensor:
         if term.signal == "logits":
             return _value(term, student.output, teacher.output, where)
-        mask = None if where is None else where.flatten(1).any(dim=1)
+        mask = None if where is None else _any_valid(where)
         values = [
             _value(term, student.taps[pair.key], teacher.taps[pair.teacher], mask)
             for pair in self.plan
@@ -202,7 +202,12 @@ def _valid(where: Tensor | None, rows: int, *, per_sample: bool) -> float:
     """Number of valid predictions: of samples, or of all positions of the mask."""
     if where is None:
         return float(rows)
-    return float((where.flatten(1).any(dim=1) if per_sample else where).sum())
+    return float((_any_valid(where) if per_sample else where).sum())
+
+
+def _any_valid(where: Tensor) -> Tensor:
+    """Samples with any valid position, ``(N,)``."""
+    return where.reshape(where.shape[0], -1).any(dim=1)
 
 
 def _total(values: Tensor, where: Tensor | None) -> Tensor:
@@ -214,7 +219,7 @@ def _total(values: Tensor, where: Tensor | None) -> Tensor:
 
 def _value(term: Term, student: Tensor, teacher: Tensor, where: Tensor | None) -> Tensor:
     """The term's sum for one pair of tensors; a loss over a set sees the batches of all ranks."""
-    if term.spec.over_set and distributed.world_size() > 1:
+    if term.spec.over_set:
         student, teacher = distributed.gather(student), distributed.gather(teacher)
         where = None if where is None else distributed.gather(where)
     try:

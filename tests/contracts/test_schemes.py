@@ -1,0 +1,282 @@
+"""What every scheme must hold, run over each of them: one row a scheme and objective."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from potstill import schemes
+from potstill.batch import Batch, Signals
+from potstill.objective import Objective
+from potstill.schemes import Offline
+from potstill.teachers import Ensemble, Frozen
+
+CLASSES = 3
+
+
+def supervised(signals: Signals, batch: Batch) -> Tensor:
+    assert batch.target is not None
+    return cross_entropy(signals.output, batch.target, reduction="none")
+
+
+def network(width: int, *, norm: bool = True) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width) if norm else nn.Identity(), nn.Tanh()
+        ),
+        nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(width, width, 3, padding=1), nn.Tanh()),
+        nn.Flatten(),
+        nn.Linear(width * 16, CLASSES),
+    )
+
+
+def batch_of(rows: int, *, masked: bool = False) -> Batch:
+    """Images whose class is the strongest of three patches; with uneven masks where asked."""
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(rows, 1, 8, 8, generator=generator)
+    patches = [images[:, 0, :4, :4], images[:, 0, 4:, :4], images[:, 0, :4, 4:]]
+    target = torch.stack([patch.mean(dim=(1, 2)) for patch in patches], dim=1).argmax(dim=1)
+    where = torch.arange(rows) % 5 != 1 if masked else None
+    if where is not None:
+        where[: rows // 4] = False
+    return Batch({"student": images, "teacher": images + 0.1}, target, where, torch.arange(rows))
+
+
+def offline(terms: dict[str, Any], teachers: int = 1, *, norm: bool = True) -> Offline:
+    torch.manual_seed(0)
+    student, *networks = network(2, norm=norm), *(network(4, norm=norm) for _ in range(teachers))
+    teacher = Frozen(networks[0]) if teachers == 1 else Ensemble(networks)
+    return Offline(student, teacher, Objective(terms, supervised), example=batch_of(2))
+
+
+SCHEMES: dict[str, Callable[..., Offline]] = {
+    "offline logits": lambda **options: offline({"kl": {}}, **options),
+    "offline features": lambda **options: offline(
+        {"feature_mse": {"weight": 1}, "attention_transfer": {}}, **options
+    ),
+    "offline all": lambda **options: offline(
+        {"kl": {"temperature": 2}, "feature_mse": {"weight": 1}, "attention_transfer": {"weight": 10}},
+        **options,
+    ),
+    "offline ensemble": lambda **options: offline({"kl": {}, "feature_cosine": {}}, teachers=2, **options),
+}
+
+rows = pytest.mark.parametrize("make", SCHEMES.values(), ids=list(SCHEMES))
+
+
+def train(scheme: Offline, batch: Batch, steps: int) -> list[float]:
+    parameters = [p for part in scheme.trainable("train", "train").values() for p in part.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    scheme.train()
+    values = []
+    for _ in range(steps):
+        loss = scheme(batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss.detach()))
+    return values
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    modules = model.modules()
+    return [
+        hook
+        for module in modules
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+
+
+def test_every_scheme_has_a_row() -> None:
+    public = {name for name in schemes.__all__ if name not in ("Stage", "StudentPart")}
+    assert {type(make()).__name__ for make in SCHEMES.values()} == public
+
+
+@rows
+def test_loss_falls_and_every_part_with_it(make: Callable[..., Offline]) -> None:
+    scheme, batch = make(), batch_of(32)
+    before = {name: float(part.mean.detach()) for name, part in scheme(batch).parts.items()}
+    values = train(scheme, batch, 25)
+    after = {name: float(part.mean.detach()) for name, part in scheme(batch).parts.items()}
+    assert values[-1] < 0.9 * values[0]
+    assert all(after[name] < before[name] for name in before)
+
+
+@rows
+def test_teacher_is_bit_for_bit_as_it_was(make: Callable[..., Offline]) -> None:
+    scheme = make()
+    teacher = scheme.teacher
+    assert isinstance(teacher, nn.Module)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    train(scheme, batch_of(16), 3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+
+
+@rows
+def test_teacher_is_no_part_of_state_or_training(make: Callable[..., Offline]) -> None:
+    scheme = make()
+    teacher = scheme.teacher
+    assert isinstance(teacher, nn.Module)
+    theirs = {id(parameter) for parameter in teacher.parameters()}
+    parts = [scheme, *scheme.trainable("train", "train").values()]
+    assert not any(id(parameter) in theirs for part in parts for parameter in part.parameters())
+    fresh = make()
+    fresh.load_state_dict(scheme.state_dict())
+    trained = {id(p) for part in scheme.trainable("train", "train").values() for p in part.parameters()}
+    assert trained == {id(parameter) for parameter in scheme.parameters()}
+
+
+@rows
+def test_copy_lives_on_its_own(make: Callable[..., Offline]) -> None:
+    scheme, batch = make(), batch_of(16)
+    train(scheme, batch, 1)
+    other = copy.deepcopy(scheme)
+    expected = scheme(batch).loss.detach()
+    torch.testing.assert_close(other(batch).loss.detach(), expected, rtol=0, atol=0)
+    stores = {id(hook.args[0]) for hook in hooks_of(scheme)}
+    assert not stores & {id(hook.args[0]) for hook in hooks_of(other)}
+    assert len(hooks_of(scheme)) == len(hooks_of(other))
+    train(other, batch, 2)
+    scheme.train()
+    torch.testing.assert_close(scheme(batch).loss.detach(), expected, rtol=0, atol=0)
+    assert other.student is not scheme.student
+    assert other.student is other.trainable("train", "train")["student"].tapped.model
+
+
+@rows
+def test_shares_of_the_stages_fill_the_run(make: Callable[..., Offline]) -> None:
+    scheme = make()
+    assert sum(stage.share for stage in scheme.stages) == 1
+    for stage in scheme.stages:
+        assert all(scheme.trainable(stage.name, phase) for phase in stage.phases)
+
+
+@rows
+@pytest.mark.parametrize("masked", [False, True])
+def test_accumulated_pieces_equal_the_whole(make: Callable[..., Offline], masked: bool) -> None:
+    """The loop's rule: sums over the counts of the whole global batch, whatever the pieces."""
+    batch = batch_of(20, masked=masked)
+    whole, pieces = (make(norm=False).double() for _ in range(2))
+    total = gradient_of(whole, [as_double(batch)], whole.counts(batch, "train"))
+    split = gradient_of(
+        pieces,
+        [as_double(part_of(batch, slice(0, 7))), as_double(part_of(batch, slice(7, 20)))],
+        whole.counts(batch, "train"),
+    )
+    torch.testing.assert_close(split, total, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(total[0], whole(as_double(batch)).loss.detach(), rtol=1e-10, atol=1e-12)
+
+
+@rows
+def test_control_starts_from_the_given_student(make: Callable[..., Offline]) -> None:
+    scheme = make()
+    control = scheme.control(copy.deepcopy(scheme.student))
+    values = train(control, batch_of(32), 25)
+    assert values[-1] < 0.9 * values[0]
+    assert list(control(batch_of(4)).parts) == ["labels"]
+
+
+def as_double(batch: Batch) -> Batch:
+    inputs = {role: tensor.double() for role, tensor in batch.inputs.items()}
+    return Batch(inputs, batch.target, batch.where, batch.index, batch.view)
+
+
+def part_of(batch: Batch, rows: slice) -> Batch:
+    where = None if batch.where is None else batch.where[rows]
+    inputs = {role: tensor[rows] for role, tensor in batch.inputs.items()}
+    assert batch.target is not None
+    return Batch(inputs, batch.target[rows], where, batch.index[rows], batch.view)
+
+
+def gradient_of(
+    scheme: Offline, batches: list[Batch], counts: dict[str, float], scale: float = 1.0
+) -> list[Tensor]:
+    """The loss, then the gradient of each parameter, accumulated over ``batches``."""
+    value = torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        loss = scheme(batch, "train").loss_over(counts) * scale
+        loss.backward()
+        value += loss.detach()
+    return [value, *(parameter.grad for parameter in scheme.parameters() if parameter.grad is not None)]
+
+
+def set_loss(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """A loss over a batch: distances between samples, only right when the batches of all ranks are joined."""
+    if where is not None:
+        student, teacher = student[where], teacher[where]
+    return (student @ student.T - teacher @ teacher.T).square().mean()
+
+
+def declare_set_loss() -> None:
+    from potstill import losses
+    from potstill.losses._declare import matches
+
+    losses.relation = matches("logits", weight=0.5, over_set=True)(set_loss)  # type: ignore[attr-defined]
+    if "relation" not in losses.__all__:
+        losses.__all__.append("relation")
+
+
+def rank_rows() -> dict[str, Callable[..., Offline]]:
+    declare_set_loss()
+    return {**SCHEMES, "offline set": lambda **options: offline({"relation": {}, "kl": {}}, **options)}
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    """One of two processes: DDP around each part, its half of the batch, the counts of the whole."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from potstill import distributed
+
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    results = {}
+    for name, make in rank_rows().items():
+        for masked in (False, True):
+            scheme = make(norm=False).double()
+            scheme.parts["student"] = DistributedDataParallel(scheme.parts["student"])
+            half = as_double(part_of(batch_of(20, masked=masked), slice(10 * rank, 10 * rank + 10)))
+            counts = distributed.sum_floats(scheme.counts(half, "train"))
+            results[f"{name} {masked}"] = gradient_of(scheme, [half], counts, scale=2.0)
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_in_value_and_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill import losses
+
+    monkeypatch.setattr(losses, "__all__", list(losses.__all__))
+    monkeypatch.setattr(losses, "relation", None, raising=False)
+    command = [sys.executable, __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    workers = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for name, make in rank_rows().items():
+        for masked in (False, True):
+            scheme, batch = make(norm=False).double(), as_double(batch_of(20, masked=masked))
+            expected = gradient_of(scheme, [batch], scheme.counts(batch, "train"))
+            values = first[f"{name} {masked}"], second[f"{name} {masked}"]
+            value = (values[0][0] + values[1][0]) / 2  # each rank's loss is scaled for DDP's average
+            torch.testing.assert_close(value, expected[0], rtol=1e-10, atol=1e-12)
+            for gradients in (values[0][1:], values[1][1:]):
+                torch.testing.assert_close(gradients, expected[1:], rtol=1e-10, atol=1e-12)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_rank(int(sys.argv[2]), Path(sys.argv[1]))
