@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,18 @@ def write_run(
     ReportContent(**(content | replaced)).save(folder / "report.json")
     (folder / "result.json").write_text(json.dumps(result | (result_changes or {})))
     (folder / "recipe.yaml").write_text(RECIPE)
+    lines = [
+        {"arm": arm, "seed": seed, "step": step, "epoch": step / 351, "lr": 0.1}
+        | {
+            name: size * (0.3 + math.exp(-step / 600)) * random.uniform(0.9, 1.1)
+            for name, size in parts.items()
+        }
+        for arm, parts in (("control", {"labels": 1.6}), ("student", {"labels": 1.8, "kl": 3.0}))
+        if arm in logits
+        for seed in range(seeds)
+        for step in range(seed + 1, 2808, 50)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"arm": "stu')
     environment = {
         "potstill": "0.1.0",
         "python": "3.11.9",

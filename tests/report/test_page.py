@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from potstill.errors import UserError
-from potstill.report import ReportContent, render
+from potstill.report import ReportContent, _material, render
+from potstill.report._training import _band
 from potstill.report.content import ClassDifference, PairRow, TermRow
 
 MakeRun = Callable[..., Path]
@@ -83,7 +84,7 @@ def test_a_whole_run_has_every_section(make_run: MakeRun) -> None:
     assert "3.10 ms" in page.text
     assert "kl: {weight: 0.9, temperature: 4}" in page.text
     assert "libraries.torch: 2.14.1" in page.text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 7
+    assert sum(tag == "svg" for tag, _ in page.tags) == 9
     assert sum(tag == "img" for tag, _ in page.tags) == 8
 
 
@@ -154,6 +155,32 @@ def test_one_seed_says_so_and_draws_no_band(make_run: MakeRun) -> None:
 )
 def test_other_verdicts(make_run: MakeRun, skill: float, sentence: str) -> None:
     assert sentence.replace(" :", ":") in read(make_run(skill=skill)).text.replace(" :", ":")
+
+
+def test_loss_parts_are_drawn_from_the_metrics(make_run: MakeRun) -> None:
+    run = make_run()
+    page = read(run)
+    labels = [attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"]
+    assert "kl during training" in labels
+    assert "labels during training" in labels
+    assert "attention_transfer during training" not in labels
+    (run / "metrics.jsonl").unlink()
+    assert "Loss parts" not in read(run).text
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_loss_parts_average_what_was_logged(make_run: MakeRun, nested: bool) -> None:
+    run = make_run()
+    rows = []
+    for seed, values in ((0, (4.0, 2.0)), (1, (2.0, 1.0))):
+        for step, value in zip((10, 20), values, strict=True):
+            parts = {"parts": {"kl": value}} if nested else {"kl": value}
+            rows.append({"arm": "student", "seed": seed, "step": step} | parts)
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    band = _band(_material.read(run), "student", "kl")
+    assert band is not None
+    assert (list(band.x), list(band.mean)) == ([10.0, 20.0], [3.0, 1.5])
+    assert (list(band.low), list(band.high)) == ([2.0, 1.0], [4.0, 2.0])
 
 
 def test_many_classes_are_cut_and_it_is_said(make_run: MakeRun) -> None:

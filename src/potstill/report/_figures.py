@@ -9,6 +9,7 @@ from html import escape
 from potstill.report._format import interval_points, percent, points
 from potstill.report._headline import interval_track
 from potstill.report._material import Material, section
+from potstill.report._training import loss_parts
 from potstill.report.charts import Band, Point, curves, reliability, trade_off
 from potstill.report.content import ClassDifference, History
 
@@ -35,12 +36,17 @@ def learning(material: Material) -> str:
         figures += f"<figure><h3>{escape(name)}</h3>{chart}</figure>"
     if not figures:
         return ""
-    lead = "Same seeds, same order of the data, same number of steps; only what the student imitates differs."
+    lead = "Measured on validation data after each epoch."
+    if "control" in material.arms:
+        lead = (
+            "Control and student see the same batches in the same order for the same number of steps; only "
+            "what the student imitates differs."
+        )
     if material.num_seeds > 1:
         lead += (
             f" Lines are means over {material.num_seeds} seeds, bands go from the lowest seed to the highest."
         )
-    return section("learning", "Learning", f'<div class="pair">{figures}</div>', lead)
+    return section("learning", "Learning", f'<div class="pair">{figures}</div>{loss_parts(material)}', lead)
 
 
 def _band(histories: Sequence[History], arm: str, key: str) -> Band | None:

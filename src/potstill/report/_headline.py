@@ -25,7 +25,7 @@ def headline(material: Material) -> str:
     reason = str(material.result.get("reason") or "").rstrip(".")
     notes = "".join(f"<li>{escape(note[:1].upper() + note[1:])}</li>" for note in material.content.notes)
     return (
-        f'<div class="hero {verdict or "none"}"><h1>{escape(material.content.title)}</h1>'
+        f'<div class="hero {verdict or "open"}"><h1>{escape(material.content.title)}</h1>'
         f'<p class="verdict">{_sentence(material)}</p>'
         f'<p class="reason">{escape(reason[:1].upper() + reason[1:])}.</p>'
         f"{_gauge(material)}{_facts(material)}"

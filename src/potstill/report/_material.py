@@ -25,12 +25,14 @@ class Material:
         result: The contents of ``result.json``.
         recipe: The resolved recipe, as text.
         environment: The contents of ``environment.json``.
+        metrics: The rows of ``metrics.jsonl``; empty if the file is gone.
     """
 
     content: ReportContent
     result: Mapping[str, Any]
     recipe: str
     environment: Mapping[str, Any]
+    metrics: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -73,6 +75,7 @@ def read(run: Path) -> Material:
         result=_result(run / "result.json"),
         recipe=_text(run / "recipe.yaml"),
         environment=_json(run / "environment.json"),
+        metrics=_rows(run / "metrics.jsonl"),
     )
 
 
@@ -85,6 +88,21 @@ def _result(path: Path) -> Mapping[str, Any]:
         if not isinstance(row, dict) or not isinstance(row.get(metric), int | float):
             raise UserError(str(path), f"expected the result of a run, got none for models.{arm}.{metric}")
     return result
+
+
+def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The whole lines of a file that may end in a torn one; the page can do without them."""
+    if not path.is_file():
+        return ()
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return tuple(rows)
 
 
 def _text(path: Path) -> str:

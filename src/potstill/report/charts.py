@@ -44,6 +44,7 @@ def curves(
     label: str,
     x_title: str,
     fractions: bool = False,
+    size: tuple[int, int] = (430, 255),
 ) -> str:
     """Mean lines with a band from the lowest to the highest seed.
 
@@ -52,14 +53,18 @@ def curves(
         label: What a screen reader says.
         x_title: Title of the horizontal axis.
         fractions: Write the vertical axis in per cent.
+        size: Width and height of the drawing.
     """
     all_x = [value for band in bands for value in band.x]
     all_y = [value for band in bands for value in (*band.low, *band.high)]
     span = (min(all_x), max(all_x)) if len(set(all_x)) > 1 else fitted(all_x)
-    frame = Frame.of(span, fitted(all_y, room=0.06), right=70)
+    frame = Frame.of(span, fitted(all_y, room=0.06), size=size, right=70)
     parts = [
         frame.axes(
-            lambda value: f"{value:g}", _writer(frame, fractions), x_title, x_ticks=_whole(frame.x.ticks(5))
+            compact,
+            _writer(frame, fractions),
+            x_title,
+            x_ticks=_whole(frame.x.ticks(5 if size[0] > 400 else 3)),
         )
     ]
     parts += [_area(frame, band) for band in bands]

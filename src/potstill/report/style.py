@@ -122,6 +122,7 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .plain th[scope=row]{font-weight:600}
 .plain+h3,.scroll+h3{margin:34px 0 6px}
 .plain td small{white-space:nowrap}
+.part{margin:38px 0 18px}
 .scroll{overflow-x:auto}
 .scroll table{min-width:560px}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:22px}
