@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax as _log_softmax
 
 __all__ = [
@@ -165,6 +164,8 @@ def best_permutation_accuracy(predicted: ArrayLike, labels: ArrayLike, num_class
         >>> best_permutation_accuracy([1, 1, 0, 0], [0, 0, 1, 1], 2)
         1.0
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
     answers, truth = np.asarray(predicted), np.asarray(labels)
     size = max(num_classes, int(answers.max(initial=0)) + 1)
     table = np.bincount(truth * size + answers, minlength=size * size).reshape(size, size)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 __all__ = ["Verdict", "compare", "mean_interval"]
 
@@ -125,7 +125,7 @@ def _interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     if sampling + between == 0.0:
         return mean, mean, mean
     freedom = _degrees_of_freedom(between, sampling, num_seeds, num_samples)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * (sampling + between) ** 0.5
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * (sampling + between) ** 0.5
     return mean, mean - half, mean + half
 
 

@@ -61,7 +61,7 @@ def curves(
     frame = Frame.of(span, fitted(all_y, room=0.06), size=size, right=70)
     parts = [
         frame.axes(
-            compact,
+            lambda value: f"{value:,.0f}",
             _writer(frame, fractions),
             x_title,
             x_ticks=_whole(frame.x.ticks(5 if size[0] > 400 else 3)),
