@@ -48,7 +48,7 @@ def _sentence(material: Material) -> str:
         return f"Distillation made the student <em>better</em>: {amount} of {metric} over its control."
     if result["verdict"] == "worse":
         return f"Distillation made the student <em>worse</em>: {amount} of {metric} against its control."
-    return f"Student and control are <em>the same</em> within chance: {amount} of {metric}."
+    return f"Student and control are the <em>same</em> as far as this run can tell: {amount} of {metric}."
 
 
 def interval_track(value: float, interval: tuple[float, float], span: tuple[float, float], kind: str) -> str:
