@@ -19,6 +19,11 @@ class UserError(ValueError):
     def __init__(self, where: str, message: str) -> None:
         super().__init__(f"{where}: {message}" if where else message)
         self.where = where
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        """Travel between processes whole."""
+        return (type(self), (self.where, self.message))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

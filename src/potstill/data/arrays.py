@@ -1,0 +1,131 @@
+"""Arrays on disk: ``{train,validation,test}_{images,labels}.npy`` in a folder, or one ``.npz``."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from potstill.data.dataset import ImageSet, check_labels
+from potstill.errors import UserError
+
+__all__ = ["ArraySet", "load_arrays"]
+
+Array = NDArray[Any]
+VALIDATION_NAMES = ("validation", "val", "valid")
+
+
+class ArraySet(ImageSet):
+    """Images in one array, which may be mapped from a file bigger than memory.
+
+    Args:
+        images: ``(N, H, W)`` or ``(N, H, W, C)`` uint8, or ``(N, C, H, W)`` float32.
+        labels: ``(N,)`` integers.
+        class_names: Names in the order of the labels.
+        where: What messages call it.
+
+    Raises:
+        UserError: If shapes, types or labels do not fit.
+    """
+
+    def __init__(self, images: Array, labels: Array, class_names: Sequence[str], where: str) -> None:
+        grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] in (1, 3)
+        floats = images.dtype.kind == "f" and images.ndim == 4
+        if not floats and (images.dtype != np.uint8 or not (grey or colour)):
+            raise UserError(
+                where,
+                f"expected images (N, H, W) or (N, H, W, 1|3) uint8, or (N, C, H, W) float, got "
+                f"{images.shape} {images.dtype}",
+            )
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise UserError(where, f"expected labels (N,) of integers, got {labels.shape} {labels.dtype}")
+        if len(images) != len(labels):
+            raise UserError(where, f"expected a label for every image, got {len(images)} and {len(labels)}")
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.class_names = tuple(class_names)
+        check_labels(self.labels, self.class_names, where)
+        self._array = images
+        self._channels_first = floats
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """The images at ``indices``, ``(n, C, H, W)``."""
+        rows = self._array[np.asarray(indices, dtype=np.int64)]
+        if self._channels_first:
+            return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+        tensor = torch.from_numpy(np.ascontiguousarray(rows))
+        return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
+
+    @property
+    def in_memory(self) -> bool:
+        """Arrays need no decoding."""
+        return True
+
+
+def load_arrays(path: Path) -> dict[str, ImageSet]:
+    """The parts that stand in a folder of ``.npy`` files or in an ``.npz`` file.
+
+    Args:
+        path: The folder or the file. A ``classes.txt`` beside the arrays (or ``classes`` in the archive)
+            names the classes; without one they are numbered.
+
+    Returns:
+        ``train`` and, where they are there, ``validation`` and ``test``.
+
+    Raises:
+        UserError: If a file is missing, truncated, or its content does not fit.
+    """
+    arrays = _folder(path) if path.is_dir() else _archive(path)
+    names = _class_names(path, arrays)
+    found: dict[str, ImageSet] = {}
+    for part, spellings in (("train", ("train",)), ("validation", VALIDATION_NAMES), ("test", ("test",))):
+        for spelling in spellings:
+            images, labels = (arrays.get(f"{spelling}_{kind}") for kind in ("images", "labels"))
+            if images is None and labels is None:
+                continue
+            if images is None or labels is None:
+                missing = "images" if images is None else "labels"
+                raise UserError("data.path", f"{path}: {spelling}_{missing} is missing beside its other half")
+            found[part] = ArraySet(images, labels, names, f"data.path: {path}: {spelling}")
+    if "train" not in found:
+        raise UserError(
+            "data.path", f"{path}: expected train_images.npy and train_labels.npy, got {sorted(arrays)}"
+        )
+    return found
+
+
+def _folder(path: Path) -> dict[str, Array]:
+    return {file.stem: _read(file) for file in sorted(path.glob("*.npy"))}
+
+
+def _read(file: Path) -> Array:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            "data.path", f"{file}: expected a whole .npy array, cannot read it: {error}"
+        ) from error
+
+
+def _archive(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError("data.path", f"{path}: expected a folder or a whole .npz file: {error}") from error
+
+
+def _class_names(path: Path, arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    if path.is_dir() and (path / "classes.txt").is_file():
+        lines = (path / "classes.txt").read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if "classes" in arrays:
+        return tuple(str(name) for name in arrays["classes"])
+    labels = [array for name, array in arrays.items() if name.endswith("_labels") and array.size]
+    highest = max((int(array.max()) for array in labels if array.dtype.kind in "iu"), default=-1)
+    return tuple(str(number) for number in range(highest + 1))

@@ -1,0 +1,114 @@
+"""What every kind of image data becomes: labelled images that answer to a list of positions."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from potstill.errors import UserError
+
+__all__ = ["ImageSet", "Subset", "check_labels"]
+
+HASHED_SAMPLES = 256
+
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+class ImageSet(Dataset[Rows], ABC):
+    """Labelled images of one size.
+
+    Attributes:
+        labels: ``(N,)`` int64 on the CPU.
+        class_names: One name a class, in the order of the labels.
+    """
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    @abstractmethod
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """The images at ``indices``: ``(n, C, H, W)``, uint8 or float32."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
+        """Images ``(n, C, H, W)``, labels ``(n,)`` and positions ``(n,)`` of a batch."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return self.images(indices), self.labels[index], index
+
+    def __getitem__(self, position: int) -> Rows:
+        return self.__getitems__([position])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are there without decoding, so that worker processes would only slow it."""
+        return False
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, 1 or 3."""
+        return int(self.images([0]).shape[1])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.images([0]).shape[2:]
+        return int(height), int(width)
+
+    @property
+    def floats(self) -> bool:
+        """Whether images come as floats, prepared by their owner, and not as integers 0 to 255."""
+        return self.images([0]).is_floating_point()
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The samples at ``indices``, renumbered from 0."""
+        return Subset(self, indices)
+
+    def fingerprint(self) -> str:
+        """Hash of the labels and of up to 256 evenly spaced images."""
+        count = len(self)
+        chosen = np.unique(np.linspace(0, count - 1, min(count, HASHED_SAMPLES)).astype(int)).tolist()
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        digest.update(self.images(chosen).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class Subset(ImageSet):
+    """Some samples of another set, renumbered from 0."""
+
+    def __init__(self, whole: ImageSet, indices: Sequence[int]) -> None:
+        self.whole = whole
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.labels = whole.labels[torch.from_numpy(self.indices)]
+        self.class_names = whole.class_names
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """The images at ``indices`` of the subset."""
+        return self.whole.images(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
+
+    @property
+    def in_memory(self) -> bool:
+        """As the whole set."""
+        return self.whole.in_memory
+
+
+def check_labels(labels: Tensor, class_names: Sequence[str], where: str) -> None:
+    """Refuse labels that no classifier can be trained on.
+
+    Raises:
+        UserError: If there are none, only one class, or labels outside the class names.
+    """
+    if len(labels) == 0:
+        raise UserError(where, "expected samples, got an empty data set")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(class_names):
+        raise UserError(where, f"expected labels 0 to {len(class_names) - 1}, got {low} to {high}")
+    if low == high:
+        raise UserError(where, f"expected at least two classes, got only class {low} ({class_names[low]})")

@@ -1,0 +1,157 @@
+"""Batches in an order that is a pure function of (seed, epoch), for any number of workers and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from potstill.data.dataset import ImageSet
+from potstill.errors import UserError
+
+__all__ = ["Loader"]
+
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+def _as_is(rows: Any) -> Any:
+    """Sets answer with whole batches: there is nothing left to collate."""
+    return rows
+
+
+class _Reading(Dataset[Any]):
+    """A set as worker processes read it: a user's error travels as a value, with its message whole."""
+
+    def __init__(self, dataset: ImageSet) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> Rows | UserError:
+        try:
+            return self.dataset.__getitems__(indices)
+        except UserError as error:
+            return error
+
+
+class Loader:
+    """The batches of a data set, epoch by epoch.
+
+    All ranks walk the same global batches and each takes its own slice, so two ranks with half a batch
+    each see what one rank with the whole batch sees.
+
+    Args:
+        dataset: What to read.
+        batch_size: Size of the global batch.
+        seed: Seed of the order.
+        shuffle: Draw a new order each epoch; else go through the set in order.
+        drop_last: Leave out an incomplete last batch.
+        workers: Processes that decode; sets in memory are read directly.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Raises:
+        UserError: If no batch comes about, or ranks cannot share one evenly in training.
+
+    Example:
+        >>> from potstill.data.arrays import ArraySet
+        >>> images, labels = np.zeros((6, 2, 2), np.uint8), np.arange(6) % 2
+        >>> loader = Loader(ArraySet(images, labels, ("a", "b"), "example"), batch_size=2, seed=0)
+        >>> [rows[2].tolist() for rows in loader.epoch(0)] == [rows[2].tolist() for rows in loader.epoch(0)]
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: ImageSet,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if drop_last and batch_size > len(dataset):
+            raise UserError(
+                "train.batch_size", f"must be at most the {len(dataset)} samples, got {batch_size}"
+            )
+        if drop_last and batch_size % world_size:
+            raise UserError(
+                "train.batch_size", f"must be a multiple of the {world_size} processes, got {batch_size}"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.workers = workers
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of global batches."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Positions in the order of ``epoch``, the same on every rank."""
+        count = len(self.dataset)
+        if not self.shuffle:
+            return np.arange(count)
+        return np.random.default_rng([self.seed, epoch]).permutation(count)
+
+    def epoch(self, number: int, start_batch: int = 0) -> Iterator[Rows]:
+        """This rank's share of the batches of an epoch.
+
+        Args:
+            number: Number of the epoch, from 0.
+            start_batch: Batch to start with; those before are skipped without being read.
+
+        Yields:
+            Images ``(n, C, H, W)``, labels ``(n,)`` and positions ``(n,)``; without ``drop_last`` a rank
+            may get no share of the last batch, and then fewer batches.
+
+        Raises:
+            UserError: If a worker process dies.
+        """
+        order = self.order(number)
+        shares = [self._share(order, batch) for batch in range(start_batch, self.batches_per_epoch)]
+        shares = [share for share in shares if share]
+        if self.dataset.in_memory or self.workers == 0:
+            yield from (self.dataset.__getitems__(share) for share in shares)
+        else:
+            yield from self._decoded(shares)
+
+    def _share(self, order: NDArray[np.int64], batch: int) -> list[int]:
+        rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        cuts = np.linspace(0, len(rows), self.world_size + 1).round().astype(int)
+        mine: list[int] = rows[cuts[self.rank] : cuts[self.rank + 1]].tolist()
+        return mine
+
+    def _decoded(self, shares: Sequence[list[int]]) -> Iterator[Rows]:
+        loader: DataLoader[Any] = DataLoader(
+            _Reading(self.dataset),
+            batch_sampler=shares,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+        try:
+            for rows in loader:
+                if isinstance(rows, UserError):
+                    raise rows
+                yield rows
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise UserError(
+                "data.workers",
+                f"a process that decodes images died ({str(error).splitlines()[0]}); if it was killed for "
+                "memory, use fewer workers or smaller images",
+            ) from error

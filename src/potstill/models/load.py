@@ -1,0 +1,136 @@
+"""A network by name: ``module:attribute``, ``file.py:attribute``, ``timm:name`` or ``torchvision:name``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from torch import nn
+
+from potstill.errors import UserError, nearest
+from potstill.losses import Range
+from potstill.specs import attribute
+
+__all__ = ["ModelConfig", "build"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network, its weights, and how it wants its images."""
+
+    model: str
+    """``module:attribute``, ``file.py:attribute``, ``timm:name`` or ``torchvision:name``."""
+    weights: str | None = None
+    """A safetensors file, or a checkpoint that torch reads with ``weights_only=True``."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Passed to what makes the network."""
+    pretrained: bool = False
+    """Let timm or torchvision load their own weights."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, for images scaled to 0..1; the network's own by default."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel."""
+    size: Annotated[int, Range(least=1)] | None = None
+    """Side to which its images are resized; as the data gives them by default."""
+
+
+def build(config: ModelConfig, *, num_classes: int, search: Sequence[Path], where: str) -> nn.Module:
+    """Make the network that a recipe names; its weights are loaded apart.
+
+    Args:
+        config: The recipe's ``teacher`` or ``student`` section.
+        num_classes: Passed on as ``num_classes`` where the maker takes it and ``arguments`` has none.
+        search: Folders in which a ``file.py`` is looked up.
+        where: ``teacher`` or ``student``, for messages.
+
+    Raises:
+        UserError: If the maker cannot be found, refuses its arguments, or makes no ``torch.nn.Module``.
+
+    Example:
+        >>> config = ModelConfig(model="potstill.models.cifar:resnet8")
+        >>> build(config, num_classes=10, search=[], where="student").linear.out_features
+        10
+    """
+    library, colon, name = config.model.partition(":")
+    if library == "timm" and colon:
+        return _timm(config, name, num_classes, where)
+    if library == "torchvision" and colon:
+        return _torchvision(config, name, num_classes, where)
+    if config.pretrained:
+        raise UserError(f"{where}.pretrained", "only timm: and torchvision: networks have it; use weights")
+    made = attribute(config.model, search, f"{where}.model")
+    if isinstance(made, nn.Module):
+        raise UserError(
+            f"{where}.model", f"expected a class or function that makes a network, got one: {config.model}"
+        )
+    return _called(made, config, num_classes, where)
+
+
+def _called(maker: Any, config: ModelConfig, num_classes: int, where: str) -> nn.Module:
+    if not callable(maker):
+        raise UserError(
+            f"{where}.model", f"expected a class or function, got {type(maker).__name__} {maker!r}"
+        )
+    arguments = dict(config.arguments)
+    if _accepts(maker, "num_classes"):
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        made = maker(**arguments)
+    except TypeError as error:
+        raise UserError(f"{where}.arguments", f"{config.model} refuses {arguments}: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{where}.model", f"{config.model} failed: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(
+            f"{where}.model", f"expected a torch.nn.Module from {config.model}, got {type(made).__name__}"
+        )
+    return made
+
+
+def _accepts(maker: Callable[..., Any], name: str) -> bool:
+    try:
+        parameters = inspect.signature(maker).parameters
+    except (TypeError, ValueError):  # built-in callables may have no signature
+        return False
+    return name in parameters
+
+
+def _timm(config: ModelConfig, name: str, num_classes: int, where: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"{where}.model", "timm is not installed: pip install 'potstill[vision]'") from error
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"{where}.model", f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    arguments = {"num_classes": num_classes, **config.arguments}
+    try:
+        made: nn.Module = timm.create_model(name, pretrained=config.pretrained, **arguments)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{where}.model", f"timm cannot make {name!r}: {error}") from error
+    return made
+
+
+def _torchvision(config: ModelConfig, name: str, num_classes: int, where: str) -> nn.Module:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise UserError(
+            f"{where}.model", "torchvision is not installed: pip install 'potstill[vision]'"
+        ) from error
+    if name not in models.list_models():
+        raise UserError(
+            f"{where}.model", f"torchvision has no model {name!r}{nearest(name, models.list_models())}"
+        )
+    arguments = dict(config.arguments)
+    if config.pretrained:
+        arguments.setdefault("weights", "DEFAULT")
+    else:
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        made: nn.Module = models.get_model(name, **arguments)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{where}.model", f"torchvision cannot make {name!r}: {error}") from error
+    return made
