@@ -1,0 +1,213 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, and time. The only stopwatch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Latency", "Measured", "Stopwatch", "latency", "macs", "measure", "parameters", "size_bytes"]
+
+RUNS = 30
+WARMUP = 3
+LONGEST_SECONDS = 10.0
+
+
+class Stopwatch:
+    """Seconds since it was made.
+
+    >>> Stopwatch().seconds >= 0
+    True
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass in milliseconds.
+
+    Attributes:
+        median_ms: Half of the passes took less.
+        low_ms: A tenth of the passes took less.
+        high_ms: A tenth of the passes took more.
+        runs: Number of passes timed.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a network costs.
+
+    Attributes:
+        parameters: Number of trainable and frozen parameters.
+        macs: Multiply-accumulates of convolutions and matrix products for one image.
+        bytes: Size of its weights and buffers.
+        latency_ms: Time of a forward pass by batch size.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+    latency_ms: Mapping[int, Latency]
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters; a shared one counts once.
+
+    >>> parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of all weights and buffers in the state dict; shared memory counts once.
+
+    >>> size_bytes(nn.Linear(3, 2))
+    32
+    """
+    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values() if tensor.numel()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one forward pass: convolutions, matrix products and attention.
+
+    Counted by ``torch.utils.flop_counter``, which counts two operations each; normalisation,
+    activations and pooling are left out, as papers do.
+
+    Args:
+        model: The network; left in the mode it was in.
+        example: Its input, ``(N, ...)``; the count is for all ``N``.
+
+    >>> macs(nn.Linear(3, 2), torch.zeros(1, 3))
+    6
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    model.train(training)
+    return int(counter.get_total_flops()) // 2
+
+
+def latency(
+    models: Mapping[str, tuple[nn.Module, Tensor]],
+    *,
+    runs: int = RUNS,
+    warmup: int = WARMUP,
+    seconds: float = LONGEST_SECONDS,
+) -> dict[str, Latency]:
+    """Time forward passes of several networks in turns, A B A B, so that a drifting clock hits all alike.
+
+    Args:
+        models: Each network (put in eval mode) and its input.
+        runs: Passes of each.
+        warmup: Passes of each before, not counted.
+        seconds: Stop after this time, with at least three passes of each.
+
+    Returns:
+        Median and spread by name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    watch = Stopwatch()
+    with torch.no_grad():
+        for number in range(-warmup, runs):
+            if number >= 3 and watch.seconds > seconds:
+                break
+            for name, (model, example) in models.items():
+                elapsed = _timed(model.eval(), example)
+                if number >= 0:
+                    times[name].append(1e3 * elapsed)
+    return {name: _spread(values) for name, values in times.items()}
+
+
+def _timed(model: nn.Module, example: Tensor) -> float:
+    if example.is_cuda:
+        torch.cuda.synchronize()
+    watch = Stopwatch()
+    model(example)
+    if example.is_cuda:
+        torch.cuda.synchronize()
+    return watch.seconds
+
+
+def _spread(values: Sequence[float]) -> Latency:
+    low, median, high = np.percentile(values, [10, 50, 90])
+    return Latency(float(median), float(low), float(high), len(values))
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    batches: Sequence[int] = (1, 64),
+    runs: int = RUNS,
+) -> dict[str, Measured]:
+    """Everything that networks cost, timed in turns on the device where each lives, in float32.
+
+    Args:
+        models: The networks by name; copies are measured.
+        shapes: Shape of one input of each, ``(C, H, W)``.
+        batches: Batch sizes to time.
+        runs: Timed passes of each.
+
+    Example:
+        >>> nets = {"big": nn.Linear(8, 4), "small": nn.Linear(8, 1)}
+        >>> found = measure(nets, {"big": (8,), "small": (8,)}, batches=[1], runs=3)
+        >>> found["big"].macs, found["small"].parameters, found["small"].latency_ms[1].runs
+        (32, 9, 3)
+    """
+    copies = {name: copy.deepcopy(model).float().eval() for name, model in models.items()}
+    times: dict[str, dict[int, Latency]] = {name: {} for name in models}
+    for batch in batches:
+        inputs = {name: _input(model, (batch, *shapes[name])) for name, model in copies.items()}
+        timed = latency({name: (copies[name], inputs[name]) for name in copies}, runs=runs)
+        for name, result in timed.items():
+            times[name][batch] = result
+    return {
+        name: Measured(
+            parameters=parameters(model),
+            macs=macs(model, _input(model, (1, *shapes[name]))),
+            bytes=size_bytes(model),
+            latency_ms=times[name],
+        )
+        for name, model in copies.items()
+    }
+
+
+def _input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Random input where the network lives, laid out as its convolutions are."""
+    first = next(model.parameters(), None)
+    example = torch.randn(shape, device=None if first is None else first.device)
+    if any(_channels_last(parameter) for parameter in model.parameters()):
+        example = example.contiguous(memory_format=torch.channels_last)
+    return example
+
+
+def _channels_last(parameter: Tensor) -> bool:
+    return (
+        parameter.dim() == 4
+        and parameter.shape[1] > 1
+        and not parameter.is_contiguous()
+        and parameter.is_contiguous(memory_format=torch.channels_last)
+    )
