@@ -21,7 +21,7 @@ def run(name: str, folder: Path) -> str:
 
 def test_hand_written_loop(tmp_path: Path) -> None:
     output = run("hand_written_loop.py", tmp_path)
-    assert "kl: weight 0.9, temperature 2, compares logits" in output
+    assert "kl: weight 0.9, temperature 2, standardize False" in output
     assert "linear 6->64" in output
     teacher, student = map(float, re.findall(r"(?:teacher|student) (0\.\d+)", output))
     assert teacher > 0.9

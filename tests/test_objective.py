@@ -88,6 +88,19 @@ def test_parsing_keeps_what_was_said() -> None:
     }
 
 
+def test_terms_know_their_defaults() -> None:
+    objective = Objective({"kl": {"standardize": True}, "attention_transfer": {}}, supervised)
+    assert {name: (term.weight, term.options) for name, term in objective.terms.items()} == {
+        "kl": (0.9, {"temperature": 4.0, "standardize": True}),
+        "attention_transfer": (1000.0, {"variant": "mean"}),
+    }
+    assert (objective.labels, objective.without_terms().labels, Objective({"kl": {}}).labels) == (
+        0.1,
+        1.0,
+        0.0,
+    )
+
+
 def test_python_configs_are_checked_too() -> None:
     with pytest.raises(UserError, match=r"distill.soft.temperature: must be > 0"):
         Objective({"soft": TermConfig(loss="kl", options={"temperature": 0})})
@@ -234,9 +247,9 @@ def test_plan_names_layers_adapters_and_reasons() -> None:
         "feature_mse: weight 100, compares features",
         "  0 (2, 8, 8) <- 0 (4, 8, 8); 1x1 conv 2->4; same size 8x8",
         "  1 (2, 4, 4) <- 1 (4, 4, 4); 1x1 conv 2->4; same size 4x4",
-        "attention_transfer: weight 1000, compares maps",
+        "attention_transfer: weight 1000, variant mean, compares maps",
         "  1 (2, 4, 4) <- 1 (4, 4, 4); no adapter; as listed",
-        "kl: weight 0.9, compares logits",
+        "kl: weight 0.9, temperature 4, standardize False, compares logits",
     ]
 
 

@@ -165,7 +165,7 @@ def test_different_families_are_refused() -> None:
     ):
         auto_pairs(maps, tokens, where="distill.x.layers")
     vectors = record(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.zeros(2, 4))
-    with pytest.raises(UserError, match=r"needs maps on both sides.*teacher has none of these"):
+    with pytest.raises(UserError, match=r"one kind \\(maps\\).*teacher has none of these"):
         auto_pairs(maps, vectors, signal="maps")
 
 
@@ -190,13 +190,55 @@ def test_explicit_path_that_is_not_there() -> None:
     )
 
 
+def test_explicit_path_that_cannot_be_tapped() -> None:
+    layers = record(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)), IMAGES)
+    assert explicit_pairs(["1"], layers, layers, where="w") == [Pair("1", "1", "as listed")]
+    with pytest.raises(
+        UserError, match="the student's layer '0' cannot be tapped: it runs more than once, or"
+    ):
+        explicit_pairs(["0"], layers, layers, where="w")
+
+
 def test_real_networks_of_other_libraries() -> None:
     torchvision = pytest.importorskip("torchvision")
     example = torch.zeros(1, 3, 64, 64)
-    resnet = record(torchvision.models.resnet18(weights=None), example)
-    wide = record(torchvision.models.resnet34(weights=None), example)
-    pairs = [(pair.student, pair.teacher) for pair in auto_pairs(resnet, wide, signal="maps")]
-    assert pairs == [("relu", "relu"), *((f"layer{k}", f"layer{k}") for k in (1, 2, 3, 4))]
-    mobile = record(torchvision.models.mobilenet_v2(weights=None), example)
-    sizes = [pair.reason for pair in auto_pairs(mobile, resnet, signal="maps")]
-    assert sizes == [f"same size {size}x{size}" for size in (32, 16, 8, 4, 2)]
+    small, big, mobile = (
+        record(getattr(torchvision.models, name)(weights=None), example)
+        for name in ("resnet18", "resnet50", "mobilenet_v2")
+    )
+    stages = ["relu", "layer1", "layer2", "layer3", "layer4"]
+    assert [(pair.student, pair.teacher) for pair in auto_pairs(small, big, signal="maps")] == [
+        (stage, stage) for stage in stages
+    ]
+    pairs = auto_pairs(mobile, small, signal="maps")
+    assert [pair.teacher for pair in pairs] == stages
+    assert [pair.student for pair in pairs] == [
+        "features.1",
+        "features.3",
+        "features.6",
+        "features.13",
+        "features",
+    ]
+
+
+def test_shrinking_inside_a_block_does_not_split_the_stage_before() -> None:
+    bottleneck = nn.Sequential(nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 8, 3, stride=2, padding=1))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), bottleneck)
+    layers = record(model, IMAGES)
+    assert [pair.student for pair in auto_pairs(layers, layers)] == ["1", "2"]
+    wrapped = record(nn.Sequential(model), IMAGES)
+    assert [pair.student for pair in auto_pairs(wrapped, wrapped)] == ["0.1", "0"]
+
+
+def test_windows_folded_into_the_batch_are_no_stage() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.window = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            maps = self.conv(inputs)
+            return maps + self.window(maps.reshape(8, 4, 8, 8)).reshape(maps.shape)
+
+    layers = record(Windows(), IMAGES)
+    assert [pair.student for pair in auto_pairs(layers, layers)] == ["conv"]

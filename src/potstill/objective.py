@@ -37,13 +37,18 @@ class Objective:
         labels: Weight (and window) of the supervised loss. By default the smallest that the terms'
             losses ask for (0.1 beside ``kl``, else 1).
 
+    Attributes:
+        labels: Weight of the supervised loss at full strength; 0 without one.
+        terms: The checked terms by name.
+        plan: What :meth:`build` decided: the pairs of layers that are compared.
+
     Raises:
         UserError: At the dotted key that does not hold, or if at some time nothing would be learnt.
 
     >>> from torch.nn.functional import cross_entropy
     >>> supervised = lambda signals, batch: cross_entropy(signals.output, batch.target, reduction="none")
     >>> Objective({"kl": {"temperature": 4}}, supervised).describe()
-    ['labels: weight 0.1', 'kl: weight 0.9, temperature 4, compares logits']
+    ['labels: weight 0.1', 'kl: weight 0.9, temperature 4, standardize False, compares logits']
     """
 
     def __init__(
@@ -58,16 +63,16 @@ class Objective:
         if isinstance(labels, int | float):
             labels, _ = parse_terms({"labels": {"weight": labels}})
         self.supervised = supervised
-        self.terms = [Term(name, config) for name, config in configs.items()]
-        self.labels = labels or parsed or LabelsConfig()
-        asked = min((term.spec.labels for term in self.terms), default=1.0)
-        weight = asked if self.labels.weight is None else self.labels.weight
-        self.labels_weight = weight if supervised is not None else 0.0
+        self.terms = {name: Term(name, config) for name, config in configs.items()}
+        self.labels_config = labels or parsed or LabelsConfig()
+        asked = min((term.spec.labels for term in self.terms.values()), default=1.0)
+        weight = asked if self.labels_config.weight is None else self.labels_config.weight
+        self.labels = weight if supervised is not None else 0.0
         self.plan: list[PlannedPair] = []
         self._check_always_learning()
 
     def _check_always_learning(self) -> None:
-        configs = [self.labels, *(term.config for term in self.terms)]
+        configs = [self.labels_config, *(term.config for term in self.terms.values())]
         times = sorted({time for config in configs for time in (config.start, config.until)} | {0.0, 1.0})
         for begin, end in itertools.pairwise(times):
             if not self.active(begin + 0.5 * (end - begin)):
@@ -80,7 +85,7 @@ class Objective:
     @property
     def needs_layers(self) -> bool:
         """Whether any term looks inside the networks."""
-        return any(term.signal != "logits" for term in self.terms)
+        return any(term.signal != "logits" for term in self.terms.values())
 
     @property
     def student_paths(self) -> tuple[str, ...]:
@@ -114,21 +119,21 @@ class Objective:
 
     def resolve(self, student: Sequence[LayerShape], teacher: Sequence[LayerShape]) -> nn.ModuleDict:
         """Fill :attr:`plan` from the layers of both networks and make the adapters, as :meth:`build`."""
-        self.plan, made = plan_layers(self.terms, student, teacher)
+        self.plan, made = plan_layers(list(self.terms.values()), student, teacher)
         return made
 
     # --- values -------------------------------------------------------------------------------------
 
     def active(self, progress: float) -> dict[str, float]:
         """Names of what counts at ``progress`` (0 to 1) with their weights; the rest is not computed."""
-        weights = {"labels": weight_at(self.labels_weight, self.labels, progress)}
-        weights |= {term.name: term.weight_at(progress) for term in self.terms}
+        weights = {"labels": weight_at(self.labels, self.labels_config, progress)}
+        weights |= {term.name: term.weight_at(progress) for term in self.terms.values()}
         return {name: weight for name, weight in weights.items() if weight > 0.0}
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """What each part divides its sum by for this batch, as in :meth:`shares`; no forward pass."""
         counts = {"labels": _valid(batch.where, len(batch), per_sample=False)}
-        for term in self.terms:
+        for term in self.terms.values():
             per_sample = term.signal != "logits"
             counts[term.name] = (
                 1.0 if term.spec.over_set else _valid(batch.where, len(batch), per_sample=per_sample)
@@ -158,7 +163,7 @@ class Objective:
         if "labels" in weights and self.supervised is not None:
             total = _total(self.supervised(student, batch), batch.where)
             parts["labels"] = Share(total, counts["labels"], weights["labels"])
-        for term in self.terms:
+        for term in self.terms.values():
             if term.name in weights:
                 assert teacher is not None, "an active term needs the teacher's answer"
                 total = self._compare(term, student, teacher, batch.where)
@@ -189,9 +194,12 @@ class Objective:
 
     def describe(self) -> list[str]:
         """One line a part, and one a pair of layers, for people."""
-        lines = list(_line("labels", self.labels_weight, self.labels)) if self.labels_weight > 0 else []
-        for term in self.terms:
-            options = [f"{name} {value}" for name, value in term.config.options.items()]
+        lines = list(_line("labels", self.labels, self.labels_config)) if self.labels > 0 else []
+        for term in self.terms.values():
+            options = [
+                f"{name} {value:g}" if type(value) is float else f"{name} {value}"
+                for name, value in term.options.items()
+            ]
             compares = f"compares {term.signal}"
             lines += _line(term.name, term.weight, term.config, [*options, compares])
             lines += [pair.describe() for pair in self.plan if pair.term == term.name]
@@ -223,7 +231,7 @@ def _value(term: Term, student: Tensor, teacher: Tensor, where: Tensor | None) -
         student, teacher = distributed.gather(student), distributed.gather(teacher)
         where = None if where is None else distributed.gather(where)
     try:
-        values = term.function(student, teacher, where=where, **term.config.options)
+        values = term.function(student, teacher, where=where, **term.options)
     except UserError:
         raise
     except ValueError as error:

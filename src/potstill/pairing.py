@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,12 +34,16 @@ class LayerShape:
         kind: ``maps``, ``tokens``, ``vector`` or ``other``.
         shape: Shape of the tensor, batch first.
         stable: It ran once and nothing overwrote its tensor, so it can be tapped.
+        began: When its module began, counted in tensors seen before.
+        ended: When its module ended, on the same clock.
     """
 
     path: str
     kind: str
     shape: tuple[int, ...]
     stable: bool = True
+    began: int = 0
+    ended: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,35 @@ class Pair:
     reason: str
 
 
-def _note(
-    seen: list[tuple[str, Tensor, int]],
+@dataclass(frozen=True)
+class _Seen:
+    """One tensor on its way through a network."""
+
+    path: str
+    tensor: Tensor
+    version: int
+    began: int
+    ended: int
+
+
+def _begin(seen: list[_Seen], began: dict[str, int], path: str, _module: nn.Module, _args: Any) -> None:
+    began[path] = len(seen)
+
+
+def _end(
+    seen: list[_Seen],
+    began: dict[str, int],
     path: str,
     _module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Any,
 ) -> None:
+    ended = len(seen)
     for name, value in ((path + INPUT, args or kwargs), (path, output)):
         tensor = first_tensor(value)
         if tensor is not None:
-            seen.append((name, tensor, version_of(tensor)))
+            seen.append(_Seen(name, tensor, version_of(tensor), began[path], ended))
 
 
 def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
@@ -83,13 +104,14 @@ def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
     >>> [layer.path for layer in record(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 2, 2))]
     ['0:input', '0', '1:input', '1']
     """
-    seen: list[tuple[str, Tensor, int]] = []
+    seen: list[_Seen] = []
+    began: dict[str, int] = {}
     modes = {module: module.training for module in model.modules()}
-    handles = [
-        module.register_forward_hook(partial(_note, seen, path), with_kwargs=True)
-        for path, module in model.named_modules()
-        if path
-    ]
+    handles = []
+    for path, module in model.named_modules():
+        if path:
+            handles.append(module.register_forward_pre_hook(partial(_begin, seen, began, path)))
+            handles.append(module.register_forward_hook(partial(_end, seen, began, path), with_kwargs=True))
     try:
         model.eval()
         with torch.no_grad():
@@ -99,17 +121,24 @@ def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    calls = Counter(name for name, _, _ in seen)
-    last = {name: place for place, (name, _, _) in enumerate(seen)}
+    return _layer_shapes(seen)
+
+
+def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
+    """One entry a path, at the place where it was seen last."""
+    calls = Counter(item.path for item in seen)
+    last = {item.path: item for item in seen}
     return [
         LayerShape(
-            name,
-            kind_of(tensor.shape),
-            tuple(tensor.shape),
-            calls[name] == 1 and version_of(tensor) == version,
+            item.path,
+            kind_of(item.tensor.shape),
+            tuple(item.tensor.shape),
+            calls[item.path] == 1 and version_of(item.tensor) == item.version,
+            item.began,
+            item.ended,
         )
-        for place, (name, tensor, version) in enumerate(seen)
-        if last[name] == place
+        for item in seen
+        if last[item.path] is item
     ]
 
 
@@ -143,8 +172,14 @@ def auto_pairs(
 
 
 def _outputs(layers: Sequence[LayerShape], kind: str) -> list[LayerShape]:
+    """What can be tapped: outputs with one row a sample (windows and heads are folded into the batch)."""
     return [
-        layer for layer in layers if layer.kind == kind and layer.stable and not layer.path.endswith(INPUT)
+        layer
+        for layer in layers
+        if layer.kind == kind
+        and layer.stable
+        and layer.shape[0] == layers[0].shape[0]
+        and not layer.path.endswith(INPUT)
     ]
 
 
@@ -159,8 +194,8 @@ def _family(layers: Sequence[LayerShape], kinds: Sequence[str]) -> str | None:
 
 def _stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
     """The last map of each size on the way down; a module ends after its children, so whole stages win."""
-    stages: list[LayerShape] = []
-    for layer in _outputs(layers, "maps"):
+    maps, stages = _outputs(layers, "maps"), list[LayerShape]()
+    for layer in maps:
         height, width = layer.shape[2:]
         if height * width == 1:  # pooled away, or a gate such as squeeze-and-excite
             continue
@@ -168,7 +203,34 @@ def _stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
             stages[-1] = layer
         elif not stages or (height <= stages[-1].shape[2] and width <= stages[-1].shape[3]):
             stages.append(layer)
-    return stages
+    followers = [*stages[1:], None]
+    return [
+        _before_shrinking(stage, after, layers, maps) for stage, after in zip(stages, followers, strict=True)
+    ]
+
+
+def _before_shrinking(
+    stage: LayerShape, after: LayerShape | None, layers: Sequence[LayerShape], maps: Sequence[LayerShape]
+) -> LayerShape:
+    """The last map of the stage's size before the outermost module that takes it to the next size.
+
+    The stage itself may be the inside of that module: a bottleneck block shrinks in its second layer.
+    """
+    if after is None:
+        return stage
+    outputs = {layer.path: layer.shape[2:] for layer in layers if layer.kind == "maps"}
+    shrinking = [
+        layer
+        for layer in layers
+        if layer.path.endswith(INPUT)
+        and layer.shape[2:] == stage.shape[2:]
+        and outputs.get(layer.path.removesuffix(INPUT)) == after.shape[2:]
+    ]
+    for module in sorted(shrinking, key=lambda layer: layer.path.count(".")):
+        before = [m for m in maps if m.shape[2:] == stage.shape[2:] and m.ended < module.began]
+        if before:
+            return before[-1]
+    return stage
 
 
 def _pairs_by_size(student: list[LayerShape], teacher: list[LayerShape]) -> list[Pair]:
@@ -227,19 +289,25 @@ def explicit_pairs(
         where: Dotted key for messages.
 
     Raises:
-        UserError: If a path is in none of the networks, with near names.
+        UserError: If a path is in none of the networks, with near names, or cannot be tapped.
     """
     items = list(layers.items()) if isinstance(layers, Mapping) else list(layers)
     pairs = []
     for item in items:
         ours, theirs = (item, item) if isinstance(item, str) else item
         for role, path, known in (("student", ours, student), ("teacher", theirs, teacher)):
-            paths = [layer.path for layer in known]
-            if path not in paths:
-                raise UserError(where, f"the {role} has no layer '{path}'{nearest(path, _outside(paths))}")
+            stable = {layer.path: layer.stable for layer in known}
+            if path not in stable:
+                raise UserError(where, f"the {role} has no layer '{path}'{nearest(path, _outside(stable))}")
+            if not stable[path]:
+                raise UserError(
+                    where,
+                    f"the {role}'s layer '{path}' cannot be tapped: it runs more than once, or what follows it "
+                    f"overwrites its tensor in place; choose a layer after it",
+                )
         pairs.append(Pair(ours, theirs, "as listed"))
     return pairs
 
 
-def _outside(paths: Sequence[str]) -> list[str]:
+def _outside(paths: Iterable[str]) -> list[str]:
     return [path for path in paths if not path.endswith(INPUT)]

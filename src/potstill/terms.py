@@ -79,6 +79,10 @@ class Term:
         name: Name in the recipe; messages start with ``distill.<name>``.
         config: What it matches.
 
+    Attributes:
+        weight: Its weight at full strength: the loss's own default where the recipe says nothing.
+        options: All options of its loss, defaults included.
+
     Raises:
         UserError: At the dotted key that is unknown, of a wrong type or out of range.
     """
@@ -96,16 +100,18 @@ class Term:
         self.spec: LossSpec = spec_of(self.function)
         self.weight = self.spec.weight if config.weight is None else config.weight
         _check_times(self.where, config)
-        self._check_options()
+        self.options = self._checked_options()
         _check_layers(self.where, config.layers, self.spec)
 
-    def _check_options(self) -> None:
+    def _checked_options(self) -> dict[str, Any]:
         known = _options(self.function)
         for option, value in self.config.options.items():
             where = f"{self.where}.{option}"
             if option not in known:
                 raise UserError(where, f"unknown option{nearest(str(option), [*known, *_keys(TermConfig)])}")
             check_value(where, value, known[option])
+        defaults = inspect.signature(self.function).parameters
+        return {option: self.config.options.get(option, defaults[option].default) for option in known}
 
     @property
     def signal(self) -> str:

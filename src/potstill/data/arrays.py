@@ -105,11 +105,12 @@ def _folder(path: Path) -> dict[str, Array]:
 
 def _read(file: Path) -> Array:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
             "data.path", f"{file}: expected a whole .npy array, cannot read it: {error}"
         ) from error
+    return array
 
 
 def _archive(path: Path) -> dict[str, Array]:

@@ -125,7 +125,7 @@ def _column(datasets: Any, split: Any, wanted: str | None, usual: Sequence[str],
         return wanted
     kind = datasets.Image if where.endswith("image_column") else datasets.ClassLabel
     typed = [name for name in names if isinstance(split.features[name], kind)]
-    found = next((name for name in (*typed, *usual) if name in names), None)
+    found: str | None = next((name for name in (*typed, *usual) if name in names), None)
     if found is None:
         raise UserError(where, f"cannot tell the column; the data set has {', '.join(names)}")
     return found

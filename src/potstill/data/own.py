@@ -39,7 +39,8 @@ class OwnSet(ImageSet):
             raise UserError(
                 where,
                 f"expected a map-style data set (with __getitem__ and __len__), got "
-                f"{type(dataset).__name__}: a stream has no sample numbers, so its order could neither be shuffled nor resumed",
+                f"{type(dataset).__name__}: a stream has no sample numbers, so its order could neither be "
+                "shuffled nor resumed",
             )
         if len(dataset) == 0:
             raise UserError(where, "expected samples, got an empty data set")

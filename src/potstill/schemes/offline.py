@@ -86,7 +86,9 @@ class Offline(nn.Module):
         super().__init__()
         self.objective = objective.copied()
         if teacher is None and objective.terms:
-            raise UserError("teacher", f"missing; {objective.terms[0].where} has nothing to compare with")
+            raise UserError(
+                "teacher", f"missing; distill.{next(iter(objective.terms))} has nothing to compare with"
+            )
         if self.objective.needs_layers and example is None:
             raise UserError(
                 "example",
@@ -156,7 +158,9 @@ class Offline(nn.Module):
         plan = self.objective.plan
         read = {pair.key for pair in plan if pair.term in parts}
         idle = [student.taps[pair.key] for pair in plan if pair.key not in read and pair.key != pair.student]
-        on_logits = {term.name for term in self.objective.terms if term.signal == "logits"} | {"labels"}
+        on_logits = {term.name for term in self.objective.terms.values() if term.signal == "logits"} | {
+            "labels"
+        }
         if not on_logits & parts.keys():
             idle.append(student.output)
         if not idle or not parts:
