@@ -9,7 +9,8 @@ from torch import nn
 
 from potstill import adapters
 from potstill.errors import UserError
-from potstill.pairing import LayerShape, Pair, auto_pairs, explicit_pairs
+from potstill.pairing import Pair, auto_pairs, explicit_pairs
+from potstill.recording import LayerShape
 from potstill.terms import Term
 
 __all__ = ["PlannedPair", "plan_layers"]

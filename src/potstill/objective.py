@@ -18,7 +18,7 @@ from potstill import distributed
 from potstill.batch import Batch, Share, Signals
 from potstill.errors import UserError
 from potstill.layers import PlannedPair, plan_layers
-from potstill.pairing import LayerShape, record
+from potstill.recording import LayerShape, record
 from potstill.terms import LabelsConfig, Term, TermConfig, parse_terms, weight_at
 
 __all__ = ["LabelsConfig", "Objective", "PlannedPair", "Term", "TermConfig", "parse_terms"]

@@ -6,44 +6,18 @@ networks of tokens. What it chose, and why, is part of the plan that a run print
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from potstill.adapters import kind_of
 from potstill.errors import UserError, nearest
-from potstill.taps import INPUT, first_tensor, version_of
+from potstill.recording import LayerShape
+from potstill.taps import INPUT
 
-__all__ = ["LayerShape", "Layers", "Pair", "auto_pairs", "explicit_pairs", "record"]
+__all__ = ["Layers", "Pair", "auto_pairs", "explicit_pairs"]
 
 Layers = str | Sequence[str | Sequence[str]] | Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """What one module gave for an example.
-
-    Attributes:
-        path: Its path in the network; ``path:input`` for what went into it.
-        kind: ``maps``, ``tokens``, ``vector`` or ``other``.
-        shape: Shape of the tensor, batch first.
-        stable: It ran once and nothing overwrote its tensor, so it can be tapped.
-        began: When its module began, counted in tensors seen before.
-        ended: When its module ended, on the same clock.
-    """
-
-    path: str
-    kind: str
-    shape: tuple[int, ...]
-    stable: bool = True
-    began: int = 0
-    ended: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,87 +33,6 @@ class Pair:
     student: str
     teacher: str
     reason: str
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One tensor on its way through a network."""
-
-    path: str
-    tensor: Tensor
-    version: int
-    began: int
-    ended: int
-
-
-def _begin(seen: list[_Seen], began: dict[str, int], path: str, _module: nn.Module, _args: Any) -> None:
-    began[path] = len(seen)
-
-
-def _end(
-    seen: list[_Seen],
-    began: dict[str, int],
-    path: str,
-    _module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Any,
-) -> None:
-    ended = len(seen)
-    for name, value in ((path + INPUT, args or kwargs), (path, output)):
-        tensor = first_tensor(value)
-        if tensor is not None:
-            seen.append(_Seen(name, tensor, version_of(tensor), began[path], ended))
-
-
-def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
-    """Run ``model`` once and list what its modules gave, in the order in which they finished.
-
-    The pass is without gradients and in eval mode; training mode and hooks are afterwards as before.
-
-    Args:
-        model: Any network with one tensor as input.
-        example: A small batch of inputs, ``(N, ...)``.
-
-    >>> [layer.path for layer in record(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 2, 2))]
-    ['0:input', '0', '1:input', '1']
-    """
-    seen: list[_Seen] = []
-    began: dict[str, int] = {}
-    modes = {module: module.training for module in model.modules()}
-    handles = []
-    for path, module in model.named_modules():
-        if path:
-            handles.append(module.register_forward_pre_hook(partial(_begin, seen, began, path)))
-            handles.append(module.register_forward_hook(partial(_end, seen, began, path), with_kwargs=True))
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    return _layer_shapes(seen)
-
-
-def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
-    """One entry a path, at the place where it was seen last."""
-    calls = Counter(item.path for item in seen)
-    last = {item.path: item for item in seen}
-    return [
-        LayerShape(
-            item.path,
-            kind_of(item.tensor.shape),
-            tuple(item.tensor.shape),
-            calls[item.path] == 1 and version_of(item.tensor) == item.version,
-            item.began,
-            item.ended,
-        )
-        for item in seen
-        if last[item.path] is item
-    ]
 
 
 def auto_pairs(
@@ -161,8 +54,7 @@ def auto_pairs(
     if None in families or families[0] != families[1]:
         found = " and the teacher ".join(f"has {family or 'none of these'}" for family in families)
         raise UserError(
-            where,
-            f"layers: auto needs {' or '.join(kinds)} on both sides, but the student {found}; list them",
+            where, f"auto pairs layers of one kind ({', '.join(kinds)}), but the student {found}; list them"
         )
     if families[0] == "maps":
         return _pairs_by_size(_stages(student), _stages(teacher))
@@ -194,7 +86,8 @@ def _family(layers: Sequence[LayerShape], kinds: Sequence[str]) -> str | None:
 
 def _stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
     """The last map of each size on the way down; a module ends after its children, so whole stages win."""
-    maps, stages = _outputs(layers, "maps"), list[LayerShape]()
+    maps = _outputs(layers, "maps")
+    stages: list[LayerShape] = []
     for layer in maps:
         height, width = layer.shape[2:]
         if height * width == 1:  # pooled away, or a gate such as squeeze-and-excite
@@ -203,21 +96,17 @@ def _stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
             stages[-1] = layer
         elif not stages or (height <= stages[-1].shape[2] and width <= stages[-1].shape[3]):
             stages.append(layer)
-    followers = [*stages[1:], None]
-    return [
-        _before_shrinking(stage, after, layers, maps) for stage, after in zip(stages, followers, strict=True)
-    ]
+    ends = [_before_shrinking(*sizes, layers, maps) for sizes in itertools.pairwise(stages)]
+    return [*ends, *stages[-1:]]
 
 
 def _before_shrinking(
-    stage: LayerShape, after: LayerShape | None, layers: Sequence[LayerShape], maps: Sequence[LayerShape]
+    stage: LayerShape, after: LayerShape, layers: Sequence[LayerShape], maps: Sequence[LayerShape]
 ) -> LayerShape:
     """The last map of the stage's size before the outermost module that takes it to the next size.
 
     The stage itself may be the inside of that module: a bottleneck block shrinks in its second layer.
     """
-    if after is None:
-        return stage
     outputs = {layer.path: layer.shape[2:] for layer in layers if layer.kind == "maps"}
     shrinking = [
         layer
@@ -302,7 +191,7 @@ def explicit_pairs(
             if not stable[path]:
                 raise UserError(
                     where,
-                    f"the {role}'s layer '{path}' cannot be tapped: it runs more than once, or what follows it "
+                    f"the {role}'s layer '{path}' cannot be tapped: it runs more than once, or what follows "
                     f"overwrites its tensor in place; choose a layer after it",
                 )
         pairs.append(Pair(ours, theirs, "as listed"))

@@ -1,0 +1,118 @@
+"""What each module of a network gives for an example: kinds, shapes, and in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.adapters import kind_of
+from potstill.taps import INPUT, first_tensor, version_of
+
+__all__ = ["LayerShape", "record"]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one module gave for an example.
+
+    Attributes:
+        path: Its path in the network; ``path:input`` for what went into it.
+        kind: ``maps``, ``tokens``, ``vector`` or ``other``.
+        shape: Shape of the tensor, batch first.
+        stable: It ran once and nothing overwrote its tensor, so it can be tapped.
+        began: When its module began, counted in tensors seen before.
+        ended: When its module ended, on the same clock.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    stable: bool = True
+    began: int = 0
+    ended: int = 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One tensor on its way through a network."""
+
+    path: str
+    tensor: Tensor
+    version: int
+    began: int
+    ended: int
+
+
+def _begin(seen: list[_Seen], began: dict[str, int], path: str, _module: nn.Module, _args: Any) -> None:
+    began[path] = len(seen)
+
+
+def _end(
+    seen: list[_Seen],
+    began: dict[str, int],
+    path: str,
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> None:
+    ended = len(seen)
+    for name, value in ((path + INPUT, args or kwargs), (path, output)):
+        tensor = first_tensor(value)
+        if tensor is not None:
+            seen.append(_Seen(name, tensor, version_of(tensor), began[path], ended))
+
+
+def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
+    """Run ``model`` once and list what its modules gave, in the order in which they finished.
+
+    The pass is without gradients and in eval mode; training mode and hooks are afterwards as before.
+
+    Args:
+        model: Any network with one tensor as input.
+        example: A small batch of inputs, ``(N, ...)``.
+
+    >>> [layer.path for layer in record(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 2, 2))]
+    ['0:input', '0', '1:input', '1']
+    """
+    seen: list[_Seen] = []
+    began: dict[str, int] = {}
+    modes = {module: module.training for module in model.modules()}
+    handles = []
+    for path, module in model.named_modules():
+        if path:
+            handles.append(module.register_forward_pre_hook(partial(_begin, seen, began, path)))
+            handles.append(module.register_forward_hook(partial(_end, seen, began, path), with_kwargs=True))
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return _layer_shapes(seen)
+
+
+def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
+    """One entry a path, at the place where it was seen last."""
+    calls = Counter(item.path for item in seen)
+    last = {item.path: item for item in seen}
+    return [
+        LayerShape(
+            item.path,
+            kind_of(item.tensor.shape),
+            tuple(item.tensor.shape),
+            calls[item.path] == 1 and version_of(item.tensor) == item.version,
+            item.began,
+            item.ended,
+        )
+        for item in seen
+        if last[item.path] is item
+    ]
