@@ -189,3 +189,15 @@ def test_compiled_part_gives_the_same_loss() -> None:
     torch.compiler.reset()
     scheme.parts["student"] = torch.compile(scheme.parts["student"], backend="aot_eager")  # type: ignore[assignment]
     torch.testing.assert_close(scheme(batch_of()).loss, expected)
+
+
+def test_stages_of_cifar_resnets_of_any_depth_pair_up() -> None:
+    from potstill.models.cifar import resnet8, resnet20
+
+    images = torch.randn(2, 3, 32, 32)
+    example = Batch({"student": images}, torch.arange(2), None, torch.arange(2))
+    scheme = Offline(
+        resnet8(), resnet20(), Objective({"attention_transfer": {}}, supervised), example=example
+    )
+    assert scheme.objective.student_paths == scheme.objective.teacher_paths == ("layer1", "layer2", "layer3")
+    assert scheme(example).loss.isfinite()
