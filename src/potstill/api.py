@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from potstill import distributed
 from potstill.config import Recipe, from_mapping
+from potstill.data.load import complete
 from potstill.data.own import from_datasets
 from potstill.errors import UserError
 from potstill.experiment import Experiment, assemble
 from potstill.folder import RunFolder
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
-from potstill.run import IN_MEMORY, Echo, Result, execute
+from potstill.run import IN_MEMORY, Echo, Result, execute, finished
 
 __all__ = ["distill"]
 
@@ -104,9 +105,8 @@ def distill(
     recipe = from_mapping(raw)
     folder = RunFolder(Path(out).resolve())
     if resume and folder.finished:
-        from potstill.run import _finished
-
-        return _finished(folder, _fresh(student)())
+        folder.check_same(recipe)
+        return finished(folder, _fresh(student)())
     experiment = _experiment(recipe, student, teacher, train, validation, test, class_names, preprocessing)
     return execute(experiment, folder, resume=resume, control=control, echo=echo)
 
@@ -123,14 +123,8 @@ def _experiment(
 ) -> Experiment:
     if not isinstance(teacher, nn.Module):
         raise UserError("teacher", f"expected a torch.nn.Module, got {type(teacher).__name__}")
-    splits = from_datasets(
-        train,
-        validation,
-        test,
-        class_names=class_names,
-        validation_share=recipe.data.validation,
-        seed=recipe.seed,
-    )
+    parts = {"train": train, "validation": validation, "test": test}
+    splits = complete(from_datasets(parts, class_names, recipe.data.size, ""), recipe.data)
     fresh = _fresh(student)
     first = fresh()
     if preprocessing is None:

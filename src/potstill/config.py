@@ -23,7 +23,7 @@ from potstill.data import DataConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
-from potstill.objective import parse_terms
+from potstill.terms import parse_terms
 from potstill.train import TrainConfig
 
 __all__ = ["Recipe", "dump", "from_mapping", "load", "shipped_recipes"]
@@ -69,7 +69,7 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(str(key), f"key occurs twice, line {node.start_mark.line + 1}")

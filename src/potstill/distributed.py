@@ -10,7 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["barrier", "gather", "is_main", "rank", "start", "stop", "sum_floats", "sum_tensor", "world_size"]
+__all__ = [
+    "barrier",
+    "broadcast_buffers",
+    "gather",
+    "is_main",
+    "rank",
+    "start",
+    "stop",
+    "sum_floats",
+    "sum_tensor",
+    "world_size",
+]
 
 
 def start() -> None:
@@ -112,3 +123,10 @@ def sum_floats(values: Mapping[str, float]) -> dict[str, float]:
     names = sorted(values)
     total = sum_tensor(torch.tensor([float(values[name]) for name in names], dtype=torch.float64))
     return dict(zip(names, total.tolist(), strict=True))
+
+
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Give every rank the main rank's buffers (running statistics), so that all evaluate one network."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

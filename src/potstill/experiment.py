@@ -19,11 +19,12 @@ from potstill.config import Recipe
 from potstill.data import ImageSet, Splits, load_data
 from potstill.data.loader import Loader
 from potstill.errors import UserError
-from potstill.models.load import build, find
+from potstill.models.load import build
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.models.weights import load_weights
-from potstill.objective import Objective, parse_terms
+from potstill.objective import Objective
 from potstill.schemes import Offline
+from potstill.specs import find
 from potstill.tasks import Classification
 from potstill.teachers import Frozen
 from potstill.train.precision import Precision, choose
@@ -78,13 +79,12 @@ class Experiment:
         """A student with the initial weights of ``seed``, the same for every arm."""
         torch.manual_seed(seed)
         model = self.fresh().to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.precision.channels_last else model  # type: ignore[call-overload,no-any-return]
+        return model.to(memory_format=torch.channels_last) if self.precision.channels_last else model
 
     def scheme(self, arm: Arm, seed: int) -> Offline:
         """The scheme of one arm and seed; the control has the same student and no teacher."""
         student = self.student(seed)
-        labels, terms = parse_terms(self.recipe.distill)
-        objective = Objective(terms, self.task.supervised, labels)
+        objective = Objective(self.recipe.distill, self.task.supervised)
         if arm == "control":
             return Offline(student, None, objective.without_terms())
         return Offline(student, self.teacher, objective, example=self.example())
@@ -122,6 +122,11 @@ class Experiment:
             world_size=distributed.world_size(),
         )
 
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one image as each network sees it, after its own resize."""
+        example = self.example()
+        return {role: tuple(example.input(role).shape[1:]) for role in ("teacher", "student")}
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image as the data gives it, ``(C, H, W)``."""
@@ -135,7 +140,7 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     Raises:
         UserError: Whatever is missing or does not fit, at its dotted key.
     """
-    splits = load_data(recipe.data, search=search, seed=recipe.seed)
+    splits = load_data(recipe.data, search=search)
     num_classes = len(splits.train.class_names)
 
     def made(role: Literal["teacher", "student"]) -> nn.Module:
@@ -186,7 +191,7 @@ def assemble(
     )
     teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
     if precision.channels_last:
-        teacher = teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        teacher = teacher.to(memory_format=torch.channels_last)
     resolved = replace(recipe, train=replace(recipe.train, precision=precision.name))
     experiment = Experiment(
         recipe=resolved,

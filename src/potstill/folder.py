@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(str(self.path), "expected a folder for the run, got a file")
         if self.recipe.is_file():
-            self._check_same(recipe, resume=resume)
+            if not resume:
+                raise UserError(
+                    str(self.path), "belongs to a run already; go on with --resume or name another --out"
+                )
+            self.check_same(recipe)
             distributed.barrier()
             return
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -95,12 +99,16 @@ class RunFolder:
             write_text(self.recipe, dump(recipe))
         distributed.barrier()
 
-    def _check_same(self, recipe: Recipe, *, resume: bool) -> None:
-        if not resume:
-            raise UserError(
-                str(self.path), "belongs to a run already; go on with --resume or name another --out"
-            )
-        old, new = dump(load(self.recipe)).splitlines(), dump(recipe).splitlines()
+    def check_same(self, recipe: Recipe) -> None:
+        """Refuse to go on with a run of another recipe; ``precision: auto`` stands for what it became.
+
+        Raises:
+            UserError: With the first line that differs.
+        """
+        there = load(self.recipe)
+        if recipe.train.precision == "auto":
+            recipe = replace(recipe, train=replace(recipe.train, precision=there.train.precision))
+        old, new = dump(there).splitlines(), dump(recipe).splitlines()
         for before, after in zip(old, new, strict=False):
             if before != after:
                 raise UserError(

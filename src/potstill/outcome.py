@@ -71,7 +71,9 @@ def conclude(experiment: Experiment, cells: Sequence[Finished], folder: RunFolde
         )
     example = experiment.fresh()
     measured = measure.measure(
-        {"teacher": experiment.teacher, "student": example.eval()}, experiment.shape, batches=LATENCY_BATCHES
+        {"teacher": experiment.teacher, "student": example.to(experiment.device)},
+        experiment.input_shapes(),
+        batches=LATENCY_BATCHES,
     )
     result = _result(experiment, arms, teacher, labels, verdict, measured)
     outcome = Outcome(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,19 +10,11 @@ from torch import nn
 from potstill import distributed, measure
 from potstill.experiment import ARMS, Arm, Experiment
 from potstill.schemes import Offline
+from potstill.train.loop import total_steps
 
-__all__ = ["describe_plan", "total_steps"]
+__all__ = ["describe_plan"]
 
 TIMED_STEPS = 3
-
-
-def total_steps(experiment: Experiment) -> int:
-    """Optimiser steps of one cell."""
-    train = experiment.recipe.train
-    if train.steps is not None:
-        return train.steps
-    loader, _ = experiment.training(experiment.recipe.seed)
-    return max(1, math.ceil(train.epochs * loader.batches_per_epoch / train.accumulate))
 
 
 def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
@@ -41,7 +32,8 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     yield "matched:"
     scheme = experiment.scheme("student", recipe.seed)
     yield from (f"  {line}" for line in scheme.objective.describe())
-    steps = total_steps(experiment)
+    loader, _ = experiment.training(recipe.seed)
+    steps = total_steps(loader, recipe.train)
     arms = ARMS if control else ("student",)
     size = recipe.train.batch_size
     yield f"training: {recipe.seeds} seed(s) x {len(arms)} arm(s) x {steps} steps of {size}"

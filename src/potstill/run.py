@@ -27,7 +27,7 @@ from potstill.sanity import check_teacher
 from potstill.story import tell
 from potstill.train.observe import make_observer
 
-__all__ = ["LoadedRun", "Result", "execute", "load_student", "run"]
+__all__ = ["LoadedRun", "Result", "execute", "finished", "load_student", "run"]
 
 Echo = Callable[[str], None]
 
@@ -105,8 +105,9 @@ def run(
     loaded = load(recipe, overrides)
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
     if resume and folder.finished:
+        folder.check_same(loaded)
         say(f"{folder.path} is finished already")
-        return _finished(folder)
+        return finished(folder)
     experiment = load_experiment(loaded, search_path(data))
     if dry:
         for line in describe_plan(experiment, control=control):
@@ -138,16 +139,18 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
     outcome = conclude(experiment, cells, folder)
-    for warning in _warnings(outcome.result):
+    warnings = _warnings(outcome.result)
+    for warning in warnings:
         echo(f"warning: {warning}")
     if distributed.is_main():
         from potstill.report import render
 
-        tell(experiment, outcome, facts, teacher_validation=accuracy).save(folder.content)
+        content = tell(experiment, outcome, facts, teacher_validation=accuracy, warnings=warnings)
+        content.save(folder.content)
         write_json(folder.result, outcome.result)
         render(folder.path)
     distributed.barrier()
-    return _finished(folder, experiment.fresh())
+    return finished(folder, experiment.fresh())
 
 
 def _cells(
@@ -193,7 +196,7 @@ def _warnings(result: dict[str, Any]) -> list[str]:
             f"the teacher ({models['teacher']['accuracy']:.2%}) is worse than the control "
             f"({models['control']['accuracy']:.2%}): it has little to teach this student"
         )
-    if result["seeds"] == 1:
+    if result["seeds"] == 1 and "control" in models:
         found.append("one seed: the spread between runs was not measured")
     return found
 
@@ -217,7 +220,8 @@ def _table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _finished(folder: RunFolder, student: nn.Module | None = None) -> Result:
+def finished(folder: RunFolder, student: nn.Module | None = None) -> Result:
+    """The result of a finished run; ``student`` gets the trained weights."""
     data = folder.read_result()
     if student is not None:
         load_weights(student, folder.student, "student.safetensors")
@@ -276,7 +280,7 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
     load_weights(student, folder.student, "student.safetensors")
     return LoadedRun(
         student=student.eval(),
-        teacher=experiment.teacher.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        teacher=experiment.teacher.to(memory_format=torch.contiguous_format),
         preprocessing=experiment.task.preprocessing["student"],
         class_names=experiment.task.class_names,
         shape=experiment.shape,

@@ -1,0 +1,65 @@
+"""The recipe's ``train`` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from potstill.losses import Range
+
+__all__ = ["TrainConfig"]
+
+COUNT = Range(least=1)
+SHARE = Range(least=0, most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how both arms are trained."""
+
+    epochs: Annotated[float, Range(above=0)] = 30
+    """Passes over the training data; fractions are allowed."""
+    steps: Annotated[int, COUNT] | None = None
+    """Optimiser steps, in place of ``epochs``."""
+    batch_size: Annotated[int, COUNT] = 128
+    """Samples of a batch, over all processes."""
+    accumulate: Annotated[int, COUNT] = 1
+    """Batches whose gradients make one step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    learning_rate: Annotated[float, Range(above=0)] = 0.1
+    """Peak learning rate."""
+    momentum: Annotated[float, Range(least=0, most=0.9999)] = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's momentum."""
+    weight_decay: Annotated[float, Range(least=0)] = 5e-4
+    """Weight decay."""
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, SHARE] = 0.05
+    """Share of the steps in which it rises."""
+    milestones: tuple[Annotated[float, SHARE], ...] = (0.5, 0.75)
+    """Shares of the run at which ``step`` lowers it."""
+    decay: Annotated[float, Range(above=0, most=1)] = 0.1
+    """Factor at each milestone."""
+    clip: Annotated[float, Range(above=0)] | None = None
+    """Largest norm of all gradients together."""
+    label_smoothing: Annotated[float, Range(least=0, most=0.9999)] = 0.0
+    """Share of the labels' probability that is spread over all classes."""
+    ema: Annotated[float, Range(above=0, most=0.999999)] | None = None
+    """Decay of an average of the student's weights, which is then what is evaluated and kept."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """``auto`` takes bf16 only where the processor has it."""
+    compile: bool = False
+    """Compile what is trained with ``torch.compile``."""
+    select: Literal["last", "best"] = "last"
+    """Which weights count: the last epoch's, or the best by validation."""
+    patience: Annotated[int, COUNT] | None = None
+    """Stop after this many epochs without a better validation metric."""
+    checkpoint_every: Annotated[int, COUNT] | None = None
+    """Steps between checkpoints; by default each epoch, and at least each minute."""
+    tensorboard: bool = False
+    """Write TensorBoard files too."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""

@@ -1,0 +1,119 @@
+"""Checkpoints that are whole or not there, and that notice when the disk lied.
+
+A file's name holds the first 16 digits of its content's SHA-256: a torn or damaged file no longer fits its
+name, and the one before is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from potstill.errors import UserError
+from potstill.files import write_bytes
+
+__all__ = ["Checkpoints", "random_state", "restore_random_state"]
+
+DIGITS = 16
+
+
+class Checkpoints:
+    """The newest checkpoints of one cell.
+
+    Args:
+        folder: Where they stand.
+        keep: How many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """All checkpoint files, oldest first."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def save(self, step: int, payload: dict[str, Any]) -> Path:
+        """Write a checkpoint aside, rename it, then remove all but the newest.
+
+        Raises:
+            UserError: If the disk is full or the folder cannot be written; older checkpoints stay.
+        """
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        content = buffer.getvalue()
+        digest = hashlib.sha256(content).hexdigest()[:DIGITS]
+        path = self.folder / f"step-{step:08d}-{digest}.pt"
+        write_bytes(path, content)
+        for old in self.paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint, and a note for each damaged one that was passed over.
+
+        Returns:
+            The payload, or ``None`` where there is no checkpoint to go on from.
+
+        Raises:
+            UserError: If there are checkpoints but all of them are damaged.
+        """
+        notes: list[str] = []
+        paths = self.paths()
+        for path in reversed(paths):
+            payload = self._read(path)
+            if payload is not None:
+                return payload, notes
+            notes.append(
+                f"the checkpoint {path.name} is damaged (its content does not fit its name); passed over"
+            )
+        if paths:
+            raise UserError(
+                str(self.folder), f"all {len(paths)} checkpoints are damaged; remove the folder to start anew"
+            )
+        return None, notes
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any] | None:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:DIGITS] != path.stem.rpartition("-")[2]:
+            return None
+        try:
+            payload: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+            return None
+        return payload
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that a network or a transform may use."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back to what :func:`random_state` found."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
