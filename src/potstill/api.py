@@ -146,7 +146,7 @@ def _preprocessing(
     if floats:
         same = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
         return {"student": same, "teacher": same}
-    of_teacher = preprocessing_of(teacher, recipe.teacher, channels, None)
+    of_teacher = preprocessing_of(teacher, recipe.teacher, channels, None, where="teacher")
     return {"student": preprocessing_of(student, recipe.student, channels, of_teacher), "teacher": of_teacher}
 
 

@@ -156,7 +156,7 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     teacher = made("teacher")
     torch.manual_seed(recipe.seed)
     student = made("student")
-    teacher_view = preprocessing_of(teacher, recipe.teacher, channels, None)
+    teacher_view = preprocessing_of(teacher, recipe.teacher, channels, None, where="teacher")
     student_view = preprocessing_of(student, recipe.student, channels, teacher_view)
     return assemble(
         recipe,
@@ -206,6 +206,7 @@ def assemble(
     )
     _check_batch_size(experiment)
     _check_outputs(experiment, student)
+    _rehearse(experiment)
     return experiment
 
 
@@ -225,6 +226,17 @@ def _check_batch_size(experiment: Experiment) -> None:
     size, rows = experiment.recipe.train.batch_size, len(experiment.splits.train)
     if size > rows:
         raise UserError("train.batch_size", f"must be at most the {rows} training samples, got {size}")
+
+
+def _rehearse(experiment: Experiment) -> None:
+    """One small training batch through the whole scheme: what cannot work stops before the run starts."""
+    seed = experiment.recipe.seed
+    _, prepare = experiment.training(seed)
+    images, labels, index = experiment.splits.train.__getitems__(
+        list(range(min(4, len(experiment.splits.train))))
+    )
+    with torch.no_grad(), experiment.precision.autocast(experiment.device):
+        experiment.scheme("student", seed)(prepare(images, labels, index, 0), "train")
 
 
 def _check_outputs(experiment: Experiment, student: nn.Module) -> None:

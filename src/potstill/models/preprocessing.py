@@ -87,7 +87,12 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def preprocessing_of(
-    model: nn.Module, config: ModelConfig, channels: int, fallback: Preprocessing | None
+    model: nn.Module,
+    config: ModelConfig,
+    channels: int,
+    fallback: Preprocessing | None,
+    *,
+    where: str = "student",
 ) -> Preprocessing:
     """What a network wants: the recipe's word, its own, its library's, a fallback, or the usual.
 
@@ -96,6 +101,7 @@ def preprocessing_of(
         config: Its section of the recipe.
         channels: Channels of the data's images.
         fallback: What to take before the usual (ImageNet's for 3 channels, 0.5 and 0.5 otherwise).
+        where: ``teacher`` or ``student``, for messages.
 
     Raises:
         UserError: If the recipe gives a mean without a std, or of another number of channels.
@@ -104,11 +110,13 @@ def preprocessing_of(
     mean, std = config.mean or own.mean, config.std or own.std
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
-            raise UserError(name, f"expected {channels} values for the data's images, got {len(values)}")
+            raise UserError(
+                f"{where}.{name}", f"expected {channels} values for the data's images, got {len(values)}"
+            )
     try:
         return Preprocessing(tuple(mean), tuple(std), config.size or own.size)
     except ValueError as error:
-        raise UserError("mean, std", str(error)) from error
+        raise UserError(f"{where}.std", str(error)) from error
 
 
 def _own(model: nn.Module, config: ModelConfig, channels: int) -> Preprocessing | None:
