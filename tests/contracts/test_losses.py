@@ -1,0 +1,284 @@
+"""The contract that every loss keeps. A new loss is one row in ``ROWS``, one oracle and one golden number
+in ``tests/losses``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from potstill import distributed, losses
+from potstill.losses import spec_of
+from potstill.losses.reduce import masked_mean
+
+Pair = tuple[Tensor, Tensor]
+
+
+def logits(count: int = 6) -> Pair:
+    """Student's and teacher's logits ``(N, 5)``, float64."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(count, 5, generator=generator, dtype=torch.float64) * 2 for _ in range(2))  # type: ignore[return-value]
+
+
+def maps(count: int = 6) -> Pair:
+    """Maps ``(N, 3, 4, 4)``, float64."""
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(count, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one loss is called in the suite.
+
+    Attributes:
+        example: Makes student's and teacher's tensors.
+        options: Options to test with.
+        inductor: Whether it is also compiled with inductor (slow: three losses).
+    """
+
+    example: Callable[[int], Pair]
+    options: dict[str, Any] = field(default_factory=dict)
+    inductor: bool = False
+
+
+ROWS: dict[str, Row] = {
+    "kl": Row(logits, inductor=True),
+    "kl standardize": Row(logits, {"standardize": True, "temperature": 2.0}),
+    "kl T1": Row(logits, {"temperature": 1.0}),
+    "soft_cross_entropy": Row(logits),
+    "hard_cross_entropy": Row(logits),
+    "probability_mse": Row(logits),
+    "logit_mse": Row(logits),
+    "feature_mse": Row(maps, inductor=True),
+    "feature_cosine": Row(maps),
+    "attention_transfer": Row(maps, inductor=True),
+    "attention_transfer paper": Row(maps, {"variant": "paper"}),
+}
+
+
+def function_of(name: str) -> Callable[..., Tensor]:
+    """The loss a row is about: the first word of its name."""
+    function: Callable[..., Tensor] = getattr(losses, name.split()[0])
+    return function
+
+
+def call(name: str, student: Tensor, teacher: Tensor, where: Tensor | None = None) -> Tensor:
+    return function_of(name)(student, teacher, where=where, **ROWS[name].options)
+
+
+def test_every_loss_has_a_row() -> None:
+    assert {name.split()[0] for name in ROWS} == set(losses.__all__)
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_options_are_keywords_with_types_and_a_declaration(name: str) -> None:
+    parameters = list(inspect.signature(getattr(losses, name)).parameters.values())
+    assert [parameter.name for parameter in parameters[:2]] == ["student", "teacher"]
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[2:])
+    assert all(parameter.annotation is not parameter.empty for parameter in parameters)
+    assert "where" in {parameter.name for parameter in parameters}
+    assert "reduction" not in {parameter.name for parameter in parameters}
+    spec = spec_of(getattr(losses, name))
+    assert spec.weight > 0
+    assert spec.reason if not (spec.zero_at_equality and spec.non_negative) else True
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_the_docstring_says_formula_and_source(name: str) -> None:
+    text = inspect.getdoc(getattr(losses, name)) or ""
+    for section in ("Formula:", "Args:", "Returns:", "Raises:", "Reference:", "Example:", "https://"):
+        assert section in text
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_value_per_prediction_never_negative_and_zero_at_equality(name: str) -> None:
+    student, teacher = ROWS[name].example(6)
+    spec = spec_of(function_of(name))
+    values = call(name, student, teacher)
+    assert values.shape == (() if spec.over_set else (6,))
+    if spec.non_negative:
+        assert bool((values >= -1e-12).all())
+    equal = call(name, teacher, teacher)
+    if spec.zero_at_equality:
+        torch.testing.assert_close(equal, torch.zeros_like(equal), atol=1e-12, rtol=0)
+    else:
+        assert bool((equal > 0).all())
+    assert bool((values > 0).any())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_gradients_are_right_in_float64(name: str) -> None:
+    student, teacher = ROWS[name].example(3)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda tensor: call(name, tensor, teacher), (student,), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_loss_neither_detaches_nor_changes_its_inputs(name: str) -> None:
+    student, teacher = (tensor.requires_grad_() for tensor in ROWS[name].example(4))
+    before = student.detach().clone(), teacher.detach().clone()
+    call(name, student, teacher).sum().backward()
+    assert student.grad is not None
+    if not name.startswith("hard"):  # an argmax has no gradient
+        assert teacher.grad is not None
+        assert float(teacher.grad.abs().sum()) > 0
+    assert torch.equal(before[0], student)
+    assert torch.equal(before[1], teacher)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    student, teacher = (tensor.to(dtype) for tensor in ROWS[name].example(6))
+    values = call(name, student, teacher)
+    assert values.dtype == torch.float32
+    exact = call(name, student.double(), teacher.double())
+    torch.testing.assert_close(values.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+EXTREMES: dict[str, Callable[[Pair], Pair]] = {
+    "margin 200": lambda pair: (pair[0].sign() * 100, pair[1].sign() * 100),
+    "all equal": lambda pair: (torch.ones_like(pair[0]), torch.ones_like(pair[1])),
+    "zeros": lambda pair: (torch.zeros_like(pair[0]), torch.zeros_like(pair[1])),
+    "zero student": lambda pair: (torch.zeros_like(pair[0]), pair[1]),
+    "dead channel": lambda pair: (_dead(pair[0]), _dead(pair[1])),
+    "activations of 300": lambda pair: (
+        pair[0] / pair[0].abs().max() * 300,
+        pair[1] * 300 / pair[1].abs().max(),
+    ),
+    "one sample": lambda pair: (pair[0][:1], pair[1][:1]),
+}
+
+
+def _dead(tensor: Tensor) -> Tensor:
+    copy = tensor.clone()
+    copy[:, 0] = 0
+    return copy
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_value_and_gradient_stay_finite(name: str, extreme: str, dtype: torch.dtype) -> None:
+    student, teacher = (tensor.to(dtype) for tensor in EXTREMES[extreme](ROWS[name].example(6)))
+    student.requires_grad_()
+    values = call(name, student, teacher)
+    assert bool(torch.isfinite(values).all())
+    values.sum().backward()
+    assert student.grad is not None
+    assert bool(torch.isfinite(student.grad).all())
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name].example is logits])
+def test_huge_bf16_logits_stay_finite(name: str) -> None:
+    student, teacher = ((tensor * 1e4).to(torch.bfloat16) for tensor in logits())
+    assert bool(torch.isfinite(call(name, student, teacher)).all())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_mask_is_a_subset(name: str) -> None:
+    student, teacher = ROWS[name].example(6)
+    where = torch.tensor([True, False, True, True, False, True])
+    values = call(name, student, teacher, where)
+    subset = call(name, student[where], teacher[where])
+    if spec_of(function_of(name)).over_set:
+        torch.testing.assert_close(values, subset)
+    else:
+        torch.testing.assert_close(values[where], subset)
+        assert bool((values[~where] == 0).all())
+        torch.testing.assert_close(masked_mean(values, where), subset.mean())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_nan_behind_the_mask_does_not_leak(name: str) -> None:
+    student, teacher = ROWS[name].example(4)
+    where = torch.tensor([True, True, False, True])
+    student[2] = torch.nan
+    values = call(name, student, teacher, where)
+    assert bool(torch.isfinite(values).all())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_all_masked_gives_zero_and_a_zero_gradient(name: str) -> None:
+    student, teacher = ROWS[name].example(4)
+    student.requires_grad_()
+    where = torch.zeros(4, dtype=torch.bool)
+    mean = masked_mean(call(name, student, teacher, where), where)
+    mean.backward()
+    assert float(mean.detach()) == 0.0
+    assert student.grad is not None
+    assert float(student.grad.abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_shapes_that_do_not_fit_are_named(name: str) -> None:
+    student, teacher = ROWS[name].example(4)
+    with pytest.raises(ValueError, match=r"\(3,.*\(4,"):
+        call(name, student[:3], teacher)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_compiled_equals_eager(name: str) -> None:
+    student, teacher = (tensor.float() for tensor in ROWS[name].example(6))
+    compiled = torch.compile(function_of(name), backend="aot_eager", fullgraph=True)
+    try:
+        values = compiled(student, teacher, **ROWS[name].options)
+    finally:
+        torch._dynamo.reset()
+    torch.testing.assert_close(values, call(name, student, teacher))
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name].inductor])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor_equals_eager(name: str) -> None:
+    student, teacher = (tensor.float() for tensor in ROWS[name].example(6))
+    try:
+        values = torch.compile(function_of(name), fullgraph=True)(student, teacher, **ROWS[name].options)
+    finally:
+        torch._dynamo.reset()
+    torch.testing.assert_close(values, call(name, student, teacher), rtol=1e-5, atol=1e-6)
+
+
+def _half(rank: int, store: str, folder: str) -> None:
+    """One of two processes: half of the batch of every row, with its gradient, into a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = {}
+    for name in ROWS:
+        student, teacher = ROWS[name].example(6)
+        mine = slice(3 * rank, 3 * rank + 3)
+        student = student[mine].clone().requires_grad_()
+        first, second = student, teacher[mine]
+        if spec_of(function_of(name)).over_set:
+            first, second = distributed.gather(first), distributed.gather(second)
+        values = call(name, first, second)
+        # One global mean: the local sum over the global count, as the loop divides.
+        loss = values if values.dim() == 0 else values.sum() / 6
+        (loss if values.dim() else loss / 2).backward()
+        total = distributed.sum_tensor(loss.detach())
+        found[name] = (total if values.dim() else loss.detach(), student.grad)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.stop()
+
+
+def test_two_processes_equal_one_in_value_and_gradient(tmp_path: Path) -> None:
+    multiprocessing.spawn(_half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name in ROWS:
+        student, teacher = ROWS[name].example(6)
+        student.requires_grad_()
+        joint = call(name, student, teacher).mean()
+        joint.backward()
+        for half in halves:
+            torch.testing.assert_close(half[name][0], joint.detach(), rtol=1e-12, atol=1e-14)
+        both = torch.cat([half[name][1] for half in halves])
+        torch.testing.assert_close(both, student.grad, rtol=1e-12, atol=1e-14)
