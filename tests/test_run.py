@@ -86,7 +86,15 @@ def test_one_seed_says_that_the_spread_was_not_measured(tiny: Any, tmp_path: Pat
 def test_dry_shows_the_plan_and_writes_nothing(tiny: Any, tmp_path: Path) -> None:
     _, lines = go(tiny, tmp_path / "run", dry=True)
     text = "\n".join(lines)
-    for expected in ("teacher: nets.py:big", "parameters", "MACs", "conv", "1x1 conv 2->8", "steps", "estimate"):
+    for expected in (
+        "teacher: nets.py:big",
+        "parameters",
+        "MACs",
+        "conv",
+        "1x1 conv 2->8",
+        "steps",
+        "estimate",
+    ):
         assert expected in text
     assert not (tmp_path / "run").exists()
 
