@@ -16,7 +16,7 @@ from potstill.experiment import Arm, Experiment
 from potstill.files import write_json
 from potstill.folder import RunFolder
 from potstill.models.weights import load_weights, save_weights
-from potstill.train.loop import Trained, train
+from potstill.train import Trained, train
 from potstill.train.observe import Observer
 
 __all__ = ["Cell", "Finished", "train_cell"]

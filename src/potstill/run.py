@@ -239,6 +239,7 @@ class LoadedRun:
         preprocessing: How the student wants its images.
         class_names: Names of the classes in the order of the logits.
         shape: Shape of one image of the data, ``(C, H, W)``.
+        input_shapes: Shape of one image as teacher and student see it.
         test: The test part.
     """
 
@@ -247,6 +248,7 @@ class LoadedRun:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
+    input_shapes: dict[str, tuple[int, ...]]
     test: ImageSet
 
     def samples(self, count: int) -> Tensor:
@@ -284,6 +286,7 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
         preprocessing=experiment.task.preprocessing["student"],
         class_names=experiment.task.class_names,
         shape=experiment.shape,
+        input_shapes=experiment.input_shapes(),
         test=experiment.splits.test,
     )
 

@@ -1,6 +1,7 @@
 """How a scheme is trained: the loop, its checkpoints, and who watches."""
 
-from potstill.train.loop import Trained, train
+from potstill.train.contract import Trained
+from potstill.train.loop import train
 from potstill.train.settings import TrainConfig
 
 __all__ = ["TrainConfig", "Trained", "train"]

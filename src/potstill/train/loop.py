@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +19,12 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from potstill import distributed
-from potstill.batch import Batch, Share, Step
+from potstill.batch import Batch, Share
 from potstill.data.loader import Loader
 from potstill.errors import UserError
+from potstill.measure import Stopwatch
 from potstill.schemes.stages import Stage
+from potstill.train.contract import Scheme, State, Trained
 from potstill.train.interrupt import Interrupt, watch_interrupts
 from potstill.train.observe import Observer
 from potstill.train.optimise import clip_gradients, learning_rate, make_optimizer, set_learning_rate
@@ -32,63 +32,13 @@ from potstill.train.precision import Precision
 from potstill.train.settings import TrainConfig
 from potstill.train.state import Checkpoints, random_state, restore_random_state
 
-__all__ = ["Scheme", "Trained", "steps_per_epoch", "total_steps", "train"]
+__all__ = ["Training", "steps_per_epoch", "total_steps", "train"]
 
 LOGGED_ROWS = 200
 CHECKPOINT_SECONDS = 60.0
 
 Prepare = Callable[[Tensor, Tensor, Tensor, int], Batch]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-State = dict[str, Tensor]
-
-
-class Scheme(Protocol):
-    """What the loop asks of a scheme."""
-
-    parts: nn.ModuleDict
-    progress: float
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Stretches of the training."""
-
-    @property
-    def student(self) -> nn.Module:
-        """The bare network that is evaluated and kept."""
-
-    def trainable(self, stage: str, phase: str) -> dict[str, nn.Module]:
-        """What learns."""
-
-    def counts(self, batch: Batch, phase: str) -> dict[str, float]:
-        """What each part of the loss is divided by."""
-
-    def __call__(self, batch: Batch, phase: str) -> Step:
-        """One forward pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a training gives.
-
-    Attributes:
-        last_state: State dict of the student after the last step, on the CPU.
-        best_state: The same after the epoch with the best validation metric.
-        best_epoch: That epoch, counted from 1.
-        history: One row an epoch.
-        steps: Steps taken in all.
-        seconds: Time spent in steps, resumed parts included.
-        samples_per_second: Training samples over that time.
-        interrupted: The user stopped it; the last checkpoint holds everything.
-    """
-
-    last_state: State
-    best_state: State
-    best_epoch: int
-    history: list[dict[str, float]]
-    steps: int
-    seconds: float
-    samples_per_second: float
-    interrupted: bool
 
 
 def steps_per_epoch(loader: Loader, config: TrainConfig) -> int:
@@ -139,8 +89,17 @@ def train(
             named), a worker dies, or a checkpoint cannot be written.
     """
     torch.manual_seed(seed)
-    training = _Training(
-        scheme, loader, prepare, config, precision, device, folder, observer, evaluate, metric
+    training = Training(
+        scheme,
+        loader,
+        prepare,
+        config,
+        precision=precision,
+        device=device,
+        folder=folder,
+        observer=observer,
+        evaluate=evaluate,
+        metric=metric,
     )
     if resume:
         training.restore()
@@ -152,8 +111,8 @@ def train(
     return training.result()
 
 
-class _Training:
-    """The state of one training; :func:`train` is its only user."""
+class Training:
+    """The state of one training and its single steps; :func:`train` says what the arguments are."""
 
     def __init__(
         self,
@@ -161,6 +120,7 @@ class _Training:
         loader: Loader,
         prepare: Prepare,
         config: TrainConfig,
+        *,
         precision: Precision,
         device: torch.device,
         folder: Path,
@@ -182,7 +142,7 @@ class _Training:
         self.best: tuple[float, int, State] | None = None
         self.stopped_early = self.interrupted = False
         self._sums: dict[str, tuple[Tensor, float]] = {}
-        self._saved_at = time.monotonic()
+        self._since_saved = Stopwatch()
         self._wrap()
 
     # What is trained ------------------------------------------------------------------------------
@@ -221,15 +181,14 @@ class _Training:
     def run(self, interrupt: Interrupt) -> None:
         """All steps that are left."""
         self.observer.start(self.step, self.total)
-        batches = self._batches()
+        batches = self.batches()
         while self.step < self.total and not self.interrupted and not self.stopped_early:
-            started = time.perf_counter()
-            stop = self._take_step(next(batches), asked=interrupt.asked)
-            self.seconds += time.perf_counter() - started
-            self.step += 1
+            watch = Stopwatch()
+            stop = self.advance(next(batches), asked=interrupt.asked)
+            self.seconds += watch.seconds
             self.observer.advance(self.step)
             if self.step % self.log_every == 0 or self.step == self.total:
-                self._log()
+                self.log()
             at_epoch = self.step % self.epoch_steps == 0 or self.step == self.total
             if at_epoch:
                 self._evaluate()
@@ -237,7 +196,7 @@ class _Training:
             if self._checkpoint_due(at_epoch):
                 self.save()
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def batches(self) -> Iterator[list[Batch]]:
         """The batches of each step that is left, grouped for accumulation."""
         size = self.config.accumulate
         while True:
@@ -260,7 +219,7 @@ class _Training:
                 return stage
         return self.scheme.stages[-1]
 
-    def _take_step(self, batches: list[Batch], *, asked: bool) -> bool:
+    def advance(self, batches: list[Batch], *, asked: bool) -> bool:
         """One optimiser step of each phase; whether any process was asked to stop."""
         stage, stop = self._stage(), asked
         self.scheme.progress = self.step / self.total
@@ -282,6 +241,7 @@ class _Training:
                 self.optimizers[name].zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.scheme.student)
+        self.step += 1
         return stop
 
     @contextlib.contextmanager
@@ -307,10 +267,11 @@ class _Training:
 
     def _stop_not_finite(self, parts: Mapping[str, Share]) -> None:
         bad = [name for name, part in parts.items() if not math.isfinite(part.total.item())]
+        named = ", ".join(bad) or "the sum of the parts"
         raise UserError(
             "train",
-            f"the loss is not finite at step {self.step + 1} of {self.total}: "
-            f"{', '.join(bad) or 'the sum of the parts'}; {self._last_good()}; a lower train.learning_rate or train.clip usually helps",
+            f"the loss is not finite at step {self.step + 1} of {self.total}: {named}; {self._last_good()}; "
+            "a lower train.learning_rate or train.clip usually helps",
         )
 
     def _last_good(self) -> str:
@@ -319,7 +280,8 @@ class _Training:
 
     # What is told and kept ------------------------------------------------------------------------
 
-    def _log(self) -> None:
+    def log(self) -> None:
+        """Tell the observer the mean of each part of the loss since the last call."""
         sums = {name: float(total) for name, (total, _) in self._sums.items()}
         counts = {f"count {name}": count for name, (_, count) in self._sums.items()}
         both = distributed.sum_floats({**sums, **counts})
@@ -357,11 +319,11 @@ class _Training:
             return True
         if self.config.checkpoint_every is not None:
             return self.step % self.config.checkpoint_every == 0
-        return at_epoch or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+        return at_epoch or self._since_saved.seconds > CHECKPOINT_SECONDS
 
     def save(self) -> None:
         """Write a checkpoint on the main rank."""
-        self._saved_at = time.monotonic()
+        self._since_saved = Stopwatch()
         for name, parameter in self.scheme.student.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise UserError("train", f"{name} is not finite after step {self.step}; {self._last_good()}")

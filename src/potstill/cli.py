@@ -1,0 +1,217 @@
+"""The command line: every verb is a few lines around a function of the package.
+
+Nothing heavy is imported before a verb needs it: ``potstill --help`` answers without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill._version import __version__
+from potstill.errors import UserError
+
+__all__ = ["app", "main"]
+
+MISTAKE, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="potstill",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil big neural networks into small ones that you can ship.",
+)
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Where relative paths are looked up first; then POTSTILL_DATA."
+    ),
+]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came up.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+
+
+@contextmanager
+def _reporting(show: bool) -> Iterator[None]:
+    """Turn errors that a user can mend into one line and exit code 2, and Ctrl-C into 130."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if show:
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(MISTAKE) from error
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"potstill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+@app.command()
+def demo(show: Traceback = False) -> None:
+    """Distil a small network on built-in data: no arguments, about a minute, writes potstill-demo/."""
+    with _reporting(show):
+        from potstill.demo import demo as run_demo
+
+        result = run_demo(Path("potstill-demo"), print)
+        _finish(result, ["potstill", "demo"])
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped name.")] = "",
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="The run folder; runs/RECIPE by default.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, exactly.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Load all, show the plan and its cost; train nothing.")
+    ] = False,
+    no_control: Annotated[
+        bool, typer.Option("--no-control", help="Do not train the student without distillation: no verdict.")
+    ] = False,
+    names: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    show: Traceback = False,
+) -> None:
+    """Run a recipe: check the teacher, train control and student, compare them, write the report."""
+    with _reporting(show):
+        if names:
+            from potstill.config import shipped_recipes
+
+            print("\n".join(shipped_recipes()))
+            return
+        if not recipe:
+            raise UserError(
+                "RECIPE", "missing; expected a recipe file or a shipped name (potstill run --list)"
+            )
+        from potstill.distributed import stop
+        from potstill.run import run as run_recipe
+
+        overrides = list(settings or [])
+        try:
+            result = run_recipe(
+                recipe,
+                data=data,
+                out=out,
+                overrides=overrides,
+                resume=resume,
+                control=not no_control,
+                dry=dry,
+            )
+            again = ["potstill", "run", recipe, "--out", str(result.folder)]
+            again += ["--data", str(data)] if data else []
+            again += [word for setting in overrides for word in ("--set", setting)]
+            again += ["--no-control"] if no_control else []
+            _finish(result, [*again, "--resume"])
+        finally:
+            stop()
+
+
+def _finish(result: Any, again: list[str]) -> None:
+    """The table and where the report lies; or how to go on after an interruption."""
+    from potstill.distributed import is_main
+
+    if result.interrupted:
+        if is_main():
+            print(f"interrupted, and saved; go on with: {shlex.join(again)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if result.data and is_main():
+        print(result.table())
+        print(f"report: {result.report}")
+
+
+@app.command()
+def measure(run_folder: RunPath, data: Data = None, show: Traceback = False) -> None:
+    """Parameters, MACs, bytes and latency of teacher and student, timed in turns."""
+    with _reporting(show):
+        from potstill.environment import processor
+        from potstill.measure import measure as measure_models
+        from potstill.run import load_student
+
+        loaded = load_student(run_folder, data)
+        found = measure_models({"teacher": loaded.teacher, "student": loaded.student}, loaded.input_shapes)
+        print(f"{'':8} {'parameters':>12} {'MACs':>14} {'bytes':>12}   latency in ms, median (10 % to 90 %)")
+        for name, one in found.items():
+            times = ", ".join(
+                f"batch {batch}: {time.median_ms:.2f} ({time.low_ms:.2f} to {time.high_ms:.2f})"
+                for batch, time in one.latency_ms.items()
+            )
+            print(f"{name:8} {one.parameters:>12,} {one.macs:>14,} {one.bytes:>12,}   {times}")
+        print(f"on {processor()}")
+
+
+@app.command()
+def export(
+    run_folder: RunPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The ONNX file; RUN/student.onnx by default.")
+    ] = None,
+    data: Data = None,
+    show: Traceback = False,
+) -> None:
+    """Write the student as ONNX, checked with onnxruntime against the trained weights."""
+    with _reporting(show):
+        from potstill.deploy.export import export_onnx
+        from potstill.run import load_student
+
+        exported = export_onnx(load_student(run_folder, data), out or run_folder / "student.onnx")
+        print(exported.describe())
+
+
+@app.command()
+def report(run_folder: RunPath, show: Traceback = False) -> None:
+    """Draw the report of a finished run again."""
+    with _reporting(show):
+        from potstill.report import render
+
+        print(f"report: {render(run_folder)}")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method's page.")] = None,
+    show: Traceback = False,
+) -> None:
+    """What can be matched: formula, paper, what it needs, default weight."""
+    with _reporting(show):
+        from potstill.methods import listing, page
+
+        print(listing() if name is None else page(name))
+
+
+def main() -> None:
+    """Entry point; a message on a closed pipe is nobody's error."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

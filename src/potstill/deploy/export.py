@@ -1,0 +1,210 @@
+"""The student as an ONNX file, checked on real samples before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill._version import __version__
+from potstill.errors import UserError
+from potstill.files import write_atomic
+from potstill.models.preprocessing import Preprocessing
+
+__all__ = ["Exportable", "Exported", "export_onnx"]
+
+SAMPLES = 64
+BATCHES = (1, 7)
+TOLERANCE = 1e-3
+
+
+class Exportable(Protocol):
+    """What is exported: a loaded run, or anything with these."""
+
+    @property
+    def student(self) -> nn.Module:
+        """The trained network."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How it wants its images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of its classes."""
+
+    def samples(self, count: int) -> Tensor:
+        """Real images as the data gives them, ``(n, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported and checked file.
+
+    Attributes:
+        path: The file.
+        samples: Real samples it was checked on.
+        largest_difference: Largest difference of any logit from the trained network's, over the spread of
+            its logits.
+    """
+
+    path: Path
+    samples: int
+    largest_difference: float
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.path}: {self.path.stat().st_size:,} bytes; onnxruntime agrees with the trained student on "
+            f"{self.samples} test samples (same classes, largest relative difference {self.largest_difference:.1e})"
+        )
+
+
+class _WithPreprocessing(nn.Module):
+    """The network with its normalisation: images in 0..1 go in, logits come out."""
+
+    def __init__(self, student: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.student = student
+        self.size = preprocessing.size
+        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.size is not None:
+            size = (self.size, self.size)
+            images = nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
+        output = self.student((images - self.mean) / self.std)
+        logits: Tensor = output[0] if isinstance(output, tuple) else output
+        return logits
+
+
+def export_onnx(loaded: Exportable, path: Path) -> Exported:
+    """Write an ONNX file with a dynamic batch; its metadata states preprocessing and classes.
+
+    The graph takes float32 images in 0..1 at the data's size, ``images`` ``(N, C, H, W)``, and gives
+    ``logits`` ``(N, classes)``; normalisation and resize are inside. Before the file gets its name,
+    onnxruntime runs it at batch 1 and 7 on real samples: every class must be the trained network's, every
+    logit within 1e-3 of the spread of the logits.
+
+    Args:
+        loaded: The student and what belongs to it.
+        path: Where to.
+
+    Raises:
+        UserError: If a library is missing, the network cannot be exported, or the check fails; then no
+            file is left.
+    """
+    _require()
+    images = loaded.samples(SAMPLES)
+    images = images.float() / 255 if not images.is_floating_point() else images
+    network = _WithPreprocessing(loaded.student, loaded.preprocessing).eval()
+    network = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with write_atomic(path) as aside:
+        _write(network, images, aside, _metadata(loaded, images))
+        difference = _check(network, images, aside)
+    return Exported(path, len(images), difference)
+
+
+def _require() -> None:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("export", f"{error.name} is not installed: pip install 'potstill[export]'") from error
+    del onnx, onnxruntime
+
+
+def _metadata(loaded: Exportable, images: Tensor) -> dict[str, str]:
+    preprocessing = loaded.preprocessing
+    return {
+        "potstill": __version__,
+        "input": f"images: float32 (N, {', '.join(map(str, images.shape[1:]))}), RGB or grey values in 0..1",
+        "preprocessing": f"inside the graph: {preprocessing.describe()}",
+        "mean": json.dumps(preprocessing.mean),
+        "std": json.dumps(preprocessing.std),
+        "classes": json.dumps(loaded.class_names, ensure_ascii=False),
+    }
+
+
+def _write(network: nn.Module, images: Tensor, path: Path, metadata: dict[str, str]) -> None:
+    import onnx
+
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                network,
+                (images[:2],),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many kinds; all mean that this network cannot go
+            raise UserError("export", f"torch cannot export the student: {_first_line(error)}") from error
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes on its own workings are nobody's business."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _check(network: nn.Module, images: Tensor, path: Path) -> float:
+    import onnxruntime
+
+    with torch.no_grad():
+        expected = network(images).numpy()
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for size in BATCHES:
+        starts = range(0, len(images) - size + 1, size)
+        found = _joined(
+            [session.run(["logits"], {"images": images[i : i + size].numpy()})[0] for i in starts]
+        )
+        wanted = expected[: len(found)]
+        spread = max(float(wanted.max() - wanted.min()), 1e-6)
+        largest = max(largest, float(np.abs(found - wanted).max()) / spread)
+        wrong = int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum())
+        if not largest <= TOLERANCE or wrong:
+            raise UserError(
+                "export",
+                f"onnxruntime disagrees with the trained student at batch {size}: {wrong} of {len(found)} classes, "
+                f"largest relative difference {largest:.1e} (at most {TOLERANCE:g}); nothing was written",
+            )
+    return largest
+
+
+def _joined(pieces: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return np.concatenate(list(pieces))

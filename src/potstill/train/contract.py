@@ -1,0 +1,64 @@
+"""What the loop asks of a scheme, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from potstill.batch import Batch, Step
+from potstill.schemes.stages import Stage
+
+__all__ = ["Scheme", "State", "Trained"]
+
+State = dict[str, Tensor]
+
+
+class Scheme(Protocol):
+    """What the loop asks of a scheme."""
+
+    parts: nn.ModuleDict
+    progress: float
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stretches of the training."""
+
+    @property
+    def student(self) -> nn.Module:
+        """The bare network that is evaluated and kept."""
+
+    def trainable(self, stage: str, phase: str) -> dict[str, nn.Module]:
+        """What learns."""
+
+    def counts(self, batch: Batch, phase: str) -> dict[str, float]:
+        """What each part of the loss is divided by."""
+
+    def __call__(self, batch: Batch, phase: str) -> Step:
+        """One forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training gives.
+
+    Attributes:
+        last_state: State dict of the student after the last step, on the CPU.
+        best_state: The same after the epoch with the best validation metric.
+        best_epoch: That epoch, counted from 1.
+        history: One row an epoch.
+        steps: Steps taken in all.
+        seconds: Time spent in steps, resumed parts included.
+        samples_per_second: Training samples over that time.
+        interrupted: The user stopped it; the last checkpoint holds everything.
+    """
+
+    last_state: State
+    best_state: State
+    best_epoch: int
+    history: list[dict[str, float]]
+    steps: int
+    seconds: float
+    samples_per_second: float
+    interrupted: bool
