@@ -65,13 +65,17 @@ class Exported:
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"{self.path}: {self.path.stat().st_size:,} bytes; onnxruntime agrees with the trained student on "
-            f"{self.samples} test samples (same classes, largest relative difference {self.largest_difference:.1e})"
+            f"{self.path}: {self.path.stat().st_size:,} bytes; onnxruntime agrees with the trained student "
+            f"on {self.samples} test samples (same classes, largest relative difference "
+            f"{self.largest_difference:.1e})"
         )
 
 
 class _WithPreprocessing(nn.Module):
     """The network with its normalisation: images in 0..1 go in, logits come out."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, student: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -200,8 +204,8 @@ def _check(network: nn.Module, images: Tensor, path: Path) -> float:
         if not largest <= TOLERANCE or wrong:
             raise UserError(
                 "export",
-                f"onnxruntime disagrees with the trained student at batch {size}: {wrong} of {len(found)} classes, "
-                f"largest relative difference {largest:.1e} (at most {TOLERANCE:g}); nothing was written",
+                f"onnxruntime disagrees with the trained student at batch {size}: {wrong} of {len(found)} "
+                f"classes, largest relative difference {largest:.1e} (at most {TOLERANCE:g})",
             )
     return largest
 

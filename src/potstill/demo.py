@@ -1,0 +1,112 @@
+"""``potstill demo``: train a teacher on digits that come with the package, distil it, report.
+
+Everything is the ordinary machinery: the loop trains the teacher from labels alone, then the shipped
+recipe ``demo`` runs as any recipe does.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from potstill.augment import Augment
+from potstill.config import Recipe, load
+from potstill.data import Splits, load_data
+from potstill.data.loader import Loader
+from potstill.errors import UserError
+from potstill.experiment import load_experiment
+from potstill.folder import RunFolder
+from potstill.measure import Stopwatch
+from potstill.models import build, save_weights
+from potstill.models.preprocessing import preprocessing_of
+from potstill.objective import Objective
+from potstill.run import Result, execute, finished
+from potstill.schemes import Offline
+from potstill.tasks import Classification
+from potstill.train import TrainConfig, train
+from potstill.train.observe import Many
+from potstill.train.precision import choose
+
+__all__ = ["demo"]
+
+Echo = Callable[[str], None]
+
+TEACHER_EPOCHS = 40
+OURS = {"teacher", "run"}
+
+
+def demo(out: Path, echo: Echo = print, *, overrides: Sequence[str] = ()) -> Result:
+    """Train a teacher, distil it into a student of a 45th of its size, and write a report.
+
+    A finished demo is shown again, an interrupted one goes on where it was.
+
+    Args:
+        out: Its folder: the teacher goes to ``teacher/``, the run to ``run/``.
+        echo: Where lines of text go.
+        overrides: ``a.b=value`` settings on top of the recipe ``demo``.
+
+    Raises:
+        UserError: If ``out`` holds other files, or cannot be written.
+    """
+    recipe = load("demo", overrides)
+    folder = RunFolder((out / "run").resolve())
+    _check_ours(out)
+    if folder.finished:
+        folder.check_same(recipe)
+        echo(f"{out} is finished already; remove it to run the demo anew")
+        return finished(folder)
+    watch = Stopwatch()
+    data = Path(str(resources.files("potstill") / "data"))
+    if not (out / "teacher" / "teacher.safetensors").is_file():
+        accuracy = _train_teacher(recipe, data, out / "teacher")
+        echo(f"teacher: trained on all labels in {watch.seconds:.0f} s, {accuracy:.2%} on validation")
+    experiment = load_experiment(recipe, [out / "teacher", data])
+    result = execute(experiment, folder, resume=folder.recipe.is_file(), control=True, echo=echo)
+    echo(f"the demo took {watch.seconds:.0f} s")
+    return result
+
+
+def _check_ours(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(str(out), "expected a folder for the demo, got a file")
+    others = sorted(item.name for item in out.iterdir() if item.name not in OURS) if out.is_dir() else []
+    if others:
+        raise UserError(str(out), f"holds files that are not the demo's ({others[0]}); run it elsewhere")
+
+
+def _train_teacher(recipe: Recipe, data: Path, folder: Path) -> float:
+    """Train the recipe's teacher on all training labels; its accuracy on validation."""
+    splits: Splits = load_data(replace(recipe.data, limit=None), search=[data])
+    torch.manual_seed(recipe.seed)
+    model = build(recipe.teacher, num_classes=len(splits.train.class_names), search=[], where="teacher")
+    view = preprocessing_of(model, recipe.teacher, splits.train.channels, None, where="teacher")
+    task = Classification(class_names=splits.train.class_names, preprocessing={"student": view})
+    learning = replace(task, augment=Augment(recipe.augment, recipe.seed))
+    validation = Loader(
+        splits.validation, batch_size=len(splits.validation), seed=0, shuffle=False, drop_last=False
+    )
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        train(
+            Offline(model, None, Objective({}, task.supervised)),
+            Loader(splits.train, batch_size=64, seed=recipe.seed),
+            learning.training_batch,
+            TrainConfig(epochs=TEACHER_EPOCHS, batch_size=64, learning_rate=0.1),
+            precision=choose("float32", device, model),
+            device=device,
+            folder=Path(scratch),
+            observer=Many(),
+            evaluate=lambda network: task.evaluate(network, validation),
+            metric=task.metric,
+            resume=False,
+            seed=recipe.seed,
+        )
+    accuracy = task.evaluate(model, validation)["accuracy"]
+    save_weights(model, folder / "teacher.safetensors", {"trained": json.dumps({"epochs": TEACHER_EPOCHS})})
+    return accuracy
