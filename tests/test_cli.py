@@ -1,0 +1,139 @@
+"""The verbs as a user types them, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+def potstill(*words: str, cwd: Path | None = None, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run the command; with several processes through torchrun on this machine."""
+    command = [sys.executable, "-m", "potstill", *words]
+    if processes > 1:
+        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, "-m", *launch, "-m", "potstill", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("POTSTILL_DATA", None)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+
+
+@pytest.fixture
+def finished(tiny: Any, tmp_path: Path) -> Path:
+    """A finished run folder, made by the command."""
+    words = ("run", str(tiny.recipe), "--data", str(tiny.root), "--out", str(tmp_path / "run"))
+    done = potstill(*words, "--set", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "run"
+
+
+def test_run_measure_report_and_export(tiny: Any, finished: Path) -> None:
+    measured = potstill("measure", str(finished))
+    assert measured.returncode == 0, measured.stderr
+    for word in ("teacher", "student", "parameters", "MACs", "batch 1:", "batch 64:"):
+        assert word in measured.stdout
+    (finished / "report.html").unlink()
+    drawn = potstill("report", str(finished))
+    assert drawn.returncode == 0, drawn.stderr
+    assert (finished / "report.html").stat().st_size > 10_000
+    pytest.importorskip("onnxruntime")
+    exported = potstill("export", str(finished))
+    assert exported.returncode == 0, exported.stderr
+    assert "agrees with the trained student on 60 test samples" in exported.stdout
+    assert (finished / "student.onnx").is_file()
+
+
+def test_a_mistake_is_one_line_and_exit_code_two(tiny: Any, tmp_path: Path) -> None:
+    words = ("run", str(tiny.recipe), "--data", str(tiny.root), "--out", str(tmp_path / "run"))
+    wrong = potstill(*words, "--set", "distill.kl.temperature=-1")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: distill.kl.temperature: must be > 0, got -1\n"
+    assert wrong.stdout == ""
+    assert not (tmp_path / "run").exists()
+    shown = potstill(*words, "--set", "distill.kl.temperature=-1", "--traceback")
+    assert shown.returncode == 2
+    assert "Traceback" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run",), "error: RECIPE: missing"),
+        (("run", "cifar10-resnet9"), "did you mean 'cifar10-resnet8'"),
+        (("run", "demo", "--data", "nowhere"), "error: --data: expected a folder, got nowhere"),
+        (("measure", "nowhere"), "no such run folder"),
+        (("report", "."), "report.json: cannot read what the report is drawn from"),
+        (("methods", "kll"), "error: kll: no such method; did you mean 'kl'?"),
+    ],
+)
+def test_mistakes_of_the_verbs(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    wrong = potstill(*words, cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert message in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_lists_and_pages(tmp_path: Path) -> None:
+    assert "cifar10-resnet8" in potstill("run", "--list").stdout.split()
+    page = potstill("methods", "kl").stdout
+    for word in ("formula: T^2", "https://arxiv.org/abs/1503.02531", "kl: {weight: 0.9, temperature: 4.0}"):
+        assert word in page
+    assert "attention_transfer" in potstill("methods").stdout
+    assert potstill("--version").stdout.startswith("potstill ")
+
+
+def test_dry_trains_nothing_and_leaves_nothing(tiny: Any, tmp_path: Path) -> None:
+    words = ("run", str(tiny.recipe), "--data", str(tiny.root), "--out", str(tmp_path / "run"))
+    done = potstill(*words, "--dry")
+    assert done.returncode == 0, done.stderr
+    for word in ("teacher:", "student:", "matched:", "estimate:"):
+        assert word in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_going_on_ends_the_same(tiny: Any, tmp_path: Path) -> None:
+    words = ["run", str(tiny.recipe), "--data", str(tiny.root), "--set", "train.epochs=40"]
+    whole = potstill(*words, "--out", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "potstill", *words, "--out", str(tmp_path / "cut")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    while running.poll() is None and not list((tmp_path / "cut").glob("checkpoints/student-0/step-*.pt")):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert "go on with: potstill run" in said
+    assert "--resume" in said
+    resumed = potstill(*words, "--out", str(tmp_path / "cut"), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_run_a_recipe_and_one_writes(tiny: Any, tmp_path: Path) -> None:
+    words = ("run", str(tiny.recipe), "--data", str(tiny.root))
+    both = potstill(*words, "--out", str(tmp_path / "two"), processes=2)
+    assert both.returncode == 0, both.stderr
+    one = potstill(*words, "--out", str(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    for arm in ("control", "student"):
+        first, second = (result["models"][arm]["accuracy"] for result in results)
+        assert second == pytest.approx(first, abs=0.02)
+    assert results[0]["models"]["teacher"]["accuracy"] == results[1]["models"]["teacher"]["accuracy"]
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    steps = [(row["arm"], row["step"]) for row in rows if "parts" in row]
+    assert len(steps) == len(set(steps))
+    assert both.stdout.count("gain of distillation") == 1
