@@ -23,16 +23,20 @@ from potstill.losses.reduce import masked_mean
 Pair = tuple[Tensor, Tensor]
 
 
+def _pair(shape: tuple[int, ...], seed: int, scale: float) -> Pair:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return student * scale, teacher * scale
+
+
 def logits(count: int = 6) -> Pair:
     """Student's and teacher's logits ``(N, 5)``, float64."""
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(count, 5, generator=generator, dtype=torch.float64) * 2 for _ in range(2))  # type: ignore[return-value]
+    return _pair((count, 5), seed=0, scale=2.0)
 
 
 def maps(count: int = 6) -> Pair:
     """Maps ``(N, 3, 4, 4)``, float64."""
-    generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(count, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
+    return _pair((count, 3, 4, 4), seed=1, scale=1.0)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ ROWS: dict[str, Row] = {
     "kl standardize": Row(logits, {"standardize": True, "temperature": 2.0}),
     "kl T1": Row(logits, {"temperature": 1.0}),
     "soft_cross_entropy": Row(logits),
+    "soft_cross_entropy T1": Row(logits, {"temperature": 1.0}),
     "hard_cross_entropy": Row(logits),
     "probability_mse": Row(logits),
     "logit_mse": Row(logits),
@@ -104,7 +109,7 @@ def test_one_value_per_prediction_never_negative_and_zero_at_equality(name: str)
     student, teacher = ROWS[name].example(6)
     spec = spec_of(function_of(name))
     values = call(name, student, teacher)
-    assert values.shape == (() if spec.over_set else (6,))
+    assert values.shape == (6,)
     if spec.non_negative:
         assert bool((values >= -1e-12).all())
     equal = call(name, teacher, teacher)
@@ -190,21 +195,32 @@ def test_a_mask_is_a_subset(name: str) -> None:
     where = torch.tensor([True, False, True, True, False, True])
     values = call(name, student, teacher, where)
     subset = call(name, student[where], teacher[where])
-    if spec_of(function_of(name)).over_set:
-        torch.testing.assert_close(values, subset)
-    else:
-        torch.testing.assert_close(values[where], subset)
-        assert bool((values[~where] == 0).all())
-        torch.testing.assert_close(masked_mean(values, where), subset.mean())
+    torch.testing.assert_close(values[where], subset)
+    assert bool((values[~where] == 0).all())
+    torch.testing.assert_close(masked_mean(values, where), subset.mean())
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_nan_behind_the_mask_does_not_leak(name: str) -> None:
-    student, teacher = ROWS[name].example(4)
+@pytest.mark.parametrize("side", [0, 1])
+def test_nan_behind_the_mask_reaches_neither_value_nor_gradient(name: str, side: int) -> None:
+    pair = ROWS[name].example(4)
     where = torch.tensor([True, True, False, True])
-    student[2] = torch.nan
-    values = call(name, student, teacher, where)
-    assert bool(torch.isfinite(values).all())
+    clean = call(name, *pair, where)
+    pair[side][2] = torch.nan
+    student = pair[0].requires_grad_()
+    values = call(name, student, pair[1], where)
+    assert torch.equal(values, clean)
+    values.sum().backward()
+    assert student.grad is not None
+    assert bool(torch.isfinite(student.grad).all())
+    assert bool((student.grad[2] == 0).all())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_mask_of_another_shape_is_named(name: str) -> None:
+    student, teacher = ROWS[name].example(4)
+    with pytest.raises(ValueError, match=r"where: .*\(3,\)"):
+        call(name, student, teacher, torch.ones(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -229,12 +245,17 @@ def test_shapes_that_do_not_fit_are_named(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_compiled_equals_eager(name: str) -> None:
     student, teacher = (tensor.float() for tensor in ROWS[name].example(6))
+    student.requires_grad_()
+    where = torch.tensor([True, False, True, True, False, True])
     compiled = torch.compile(function_of(name), backend="aot_eager", fullgraph=True)
     try:
-        values = compiled(student, teacher, **ROWS[name].options)
+        values = compiled(student, teacher, where=where, **ROWS[name].options)
     finally:
         torch._dynamo.reset()
-    torch.testing.assert_close(values, call(name, student, teacher))
+    expected = call(name, student, teacher, where)
+    torch.testing.assert_close(values, expected)
+    gradients = [torch.autograd.grad(each.sum(), student)[0] for each in (values, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name].inductor])
@@ -257,20 +278,19 @@ def _half(rank: int, store: str, folder: str) -> None:
         student, teacher = ROWS[name].example(6)
         mine = slice(3 * rank, 3 * rank + 3)
         student = student[mine].clone().requires_grad_()
-        first, second = student, teacher[mine]
-        if spec_of(function_of(name)).over_set:
-            first, second = distributed.gather(first), distributed.gather(second)
-        values = call(name, first, second)
         # One global mean: the local sum over the global count, as the loop divides.
-        loss = values if values.dim() == 0 else values.sum() / 6
-        (loss if values.dim() else loss / 2).backward()
-        total = distributed.sum_tensor(loss.detach())
-        found[name] = (total if values.dim() else loss.detach(), student.grad)
+        loss = call(name, student, teacher[mine]).sum() / 6
+        loss.backward()
+        found[name] = (distributed.sum_tensor(loss.detach()), student.grad)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.stop()
 
 
-def test_two_processes_equal_one_in_value_and_gradient(tmp_path: Path) -> None:
+def test_two_processes_equal_one_in_value_and_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A spawned process inherits the path and imports this module by its name, tests.contracts.test_losses.
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
     multiprocessing.spawn(_half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name in ROWS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -139,7 +139,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def example(name: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
     shape = (4, 3, 5, 5) if losses.spec_of(getattr(losses, name)).signal != "logits" else (4, 6)
-    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) * 3 for _ in range(2))  # type: ignore[return-value]
+    student, teacher = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return 3 * student, 3 * teacher
 
 
 def test_every_loss_has_an_oracle() -> None:
@@ -201,8 +202,7 @@ def test_standardised_kl_ignores_scale_and_shift(
     first: list[float], second: list[float], scale: float, shift: float
 ) -> None:
     student, teacher = (torch.tensor([each], dtype=torch.float64) for each in (first, second))
-    if float(student.std()) < 1e-3 or float(teacher.std()) < 1e-3:
-        return
+    assume(float(student.std()) > 1e-3 and float(teacher.std()) > 1e-3)
     value = losses.kl(student, teacher, standardize=True)
     moved = losses.kl(student * scale + shift, teacher, standardize=True)
     torch.testing.assert_close(moved, value, rtol=1e-6, atol=1e-9)
@@ -246,3 +246,45 @@ def test_token_logits_give_a_value_per_token() -> None:
     assert bool((values[~where] == 0).all())
     flat = losses.kl(student.flatten(0, 1), teacher.flatten(0, 1))
     torch.testing.assert_close(values[where], flat[where.flatten()])
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, -7.3e3])
+def test_standardised_kl_has_no_gradient_where_all_classes_are_equal(level: float) -> None:
+    student = torch.full((1, 10), level, requires_grad=True)  # 0.1 ten times: its mean rounds
+    teacher = torch.arange(10.0).unsqueeze(0)
+    value = losses.kl(student, teacher, standardize=True)
+    torch.testing.assert_close(
+        value, losses.kl(torch.zeros_like(teacher), rows_standardized(teacher), temperature=4.0)
+    )
+    value.sum().backward()
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) == 0.0
+
+
+def rows_standardized(logits: Tensor) -> Tensor:
+    return torch.tensor([standardized(row) for row in logits.tolist()])
+
+
+def test_a_vector_of_zeros_has_cosine_distance_one_from_any_and_zero_from_its_like() -> None:
+    zeros, ones = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    assert float(losses.feature_cosine(zeros, ones)) == pytest.approx(1.0)
+    assert float(losses.feature_cosine(ones, zeros)) == pytest.approx(1.0)
+    assert float(losses.feature_cosine(zeros, zeros)) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 5, 4)])
+def test_feature_losses_take_vectors_and_tokens(shape: tuple[int, ...]) -> None:
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    cosine = torch.cosine_similarity(student, teacher, dim=-1).reshape(3, -1)
+    torch.testing.assert_close(losses.feature_cosine(student, teacher), (1 - cosine).mean(dim=1))
+    squares = (student - teacher).square().reshape(3, -1)
+    torch.testing.assert_close(losses.feature_mse(student, teacher), squares.mean(dim=1))
+
+
+@pytest.mark.parametrize("name", ["attention_transfer", "feature_cosine"])
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_losses_of_directions_bear_squares_beyond_float32(name: str, scale: float) -> None:
+    student, teacher = example(name)
+    function = getattr(losses, name)
+    values = function((student * scale).float(), (teacher * scale).float())
+    torch.testing.assert_close(values.double(), function(student, teacher), rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from potstill.losses._declare import matches
-from potstill.losses.reduce import masked, precise
+from potstill.losses.reduce import blanked, masked
 
 __all__ = ["attention_transfer"]
 
@@ -60,7 +60,7 @@ def attention_transfer(
             f"expected maps (N, C, H, W) of one batch, got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}"
         )
-    ours, theirs = _energy(student), _energy(teacher)  # (N, H, W) each
+    ours, theirs = _energy(blanked(student, where)), _energy(blanked(teacher, where))  # (N, H, W) each
     size = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
     difference = _normalized(_pooled(ours, size)) - _normalized(_pooled(theirs, size))  # (N, HW)
     if variant == "mean":
@@ -73,9 +73,8 @@ def _energy(maps: Tensor) -> Tensor:
 
     The scale cancels in the norm and keeps squares of any finite activation finite.
     """
-    values = precise(maps)
-    largest = values.abs().amax(dim=(1, 2, 3), keepdim=True).detach()
-    scaled = values / torch.where(largest == 0, torch.ones_like(largest), largest)
+    largest = maps.abs().amax(dim=(1, 2, 3), keepdim=True).detach()
+    scaled = maps / torch.where(largest == 0, torch.ones_like(largest), largest)
     return scaled.square().mean(dim=1)
 
 

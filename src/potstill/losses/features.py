@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from potstill.losses._declare import matches
-from potstill.losses.reduce import masked, precise
+from potstill.losses.reduce import blanked, masked
 
 __all__ = ["feature_cosine", "feature_mse"]
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
+def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both, of one shape, in at least float32, 0 where they do not count."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"expected student and teacher features of one shape (an adapter makes them so), got "
             f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         )
+    return blanked(student, where), blanked(teacher, where)
 
 
 @matches("features", weight=100.0, adapter=True)
@@ -48,8 +50,8 @@ def feature_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None
         >>> feature_mse(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
         tensor([1., 1.])
     """
-    _same_shape(student, teacher)
-    return masked((precise(student) - precise(teacher)).square().flatten(1).mean(dim=1), where)
+    student, teacher = _comparable(student, teacher, where)
+    return masked((student - teacher).square().flatten(1).mean(dim=1), where)
 
 
 @matches("features", weight=1.0, adapter=True)
@@ -80,9 +82,9 @@ def feature_cosine(student: Tensor, teacher: Tensor, *, where: Tensor | None = N
         >>> feature_cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
         tensor([1.])
     """
-    _same_shape(student, teacher)
+    student, teacher = _comparable(student, teacher, where)
     channels = 1 if student.dim() == 4 else -1
-    first, second = _direction(precise(student), channels), _direction(precise(teacher), channels)
+    first, second = _direction(student, channels), _direction(teacher, channels)
     # Half the squared distance of unit vectors is 1 - cos, without cancellation near equality.
     values = (first - second).square().sum(dim=channels) / 2
     one_is_zero = (first.square().sum(dim=channels) == 0) ^ (second.square().sum(dim=channels) == 0)

@@ -12,35 +12,37 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from potstill.losses._declare import Positive, matches
-from potstill.losses.reduce import masked, precise
+from potstill.losses.reduce import blanked, masked
 
 __all__ = ["hard_cross_entropy", "kl", "logit_mse", "probability_mse", "soft_cross_entropy"]
 
-SMALLEST_SPREAD = 1e-7
+ROUNDINGS = 16
+"""Logits that differ by fewer roundings than this are all equal: their direction is noise."""
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
+def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both, of one shape, in at least float32, 0 where they do not count."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"expected student and teacher logits of one shape, got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
+    return blanked(student, where), blanked(teacher, where)
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(precise(logits) / temperature, dim=-1)
+    return torch.log_softmax(logits / temperature, dim=-1)
 
 
 def _standardized(logits: Tensor) -> Tensor:
-    """Each prediction's logits with mean 0 and standard deviation 1 over the classes."""
-    centred = precise(logits)
-    centred = centred - centred.mean(dim=-1, keepdim=True)
-    largest = centred.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(centred.dtype).tiny)
-    scaled = centred / largest.detach()  # squares of extreme logits stay finite
-    spread = scaled.square().mean(dim=-1, keepdim=True)
-    flat = spread <= SMALLEST_SPREAD**2
-    safe = torch.where(flat, torch.ones_like(spread), spread)
-    return torch.where(flat, torch.zeros_like(scaled), scaled * safe.rsqrt())
+    """Each prediction's logits with mean 0 and standard deviation 1 over the classes; all equal: zeros."""
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    largest = centred.abs().amax(dim=-1, keepdim=True).detach()
+    noise = ROUNDINGS * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=-1, keepdim=True)
+    flat = largest <= noise
+    scaled = centred / torch.where(flat, torch.ones_like(largest), largest)  # squares stay finite
+    spread = torch.where(flat, torch.ones_like(largest), scaled.square().mean(dim=-1, keepdim=True))
+    return torch.where(flat, torch.zeros_like(scaled), scaled * spread.rsqrt())
 
 
 @matches("logits", weight=0.9, labels=0.1)
@@ -80,7 +82,7 @@ def kl(
         >>> kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
         tensor([0.])
     """
-    _same_shape(student, teacher)
+    student, teacher = _comparable(student, teacher, where)
     if standardize:
         student, teacher = _standardized(student), _standardized(teacher)
     log_student = _log_probabilities(student, temperature)
@@ -126,7 +128,7 @@ def soft_cross_entropy(
         >>> soft_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2), temperature=1.0)
         tensor([0.6931])
     """
-    _same_shape(student, teacher)
+    student, teacher = _comparable(student, teacher, where)
     probabilities = _log_probabilities(teacher, temperature).exp()
     values = -(probabilities * _log_probabilities(student, temperature)).sum(dim=-1)
     return masked(values * temperature**2, where)
@@ -164,10 +166,10 @@ def hard_cross_entropy(student: Tensor, teacher: Tensor, *, where: Tensor | None
         >>> hard_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
         tensor([0.6931])
     """
-    _same_shape(student, teacher)
+    student, teacher = _comparable(student, teacher, where)
     classes = student.shape[-1]
     target = teacher.argmax(dim=-1)
-    values = cross_entropy(precise(student).reshape(-1, classes), target.reshape(-1), reduction="none")
+    values = cross_entropy(student.reshape(-1, classes), target.reshape(-1), reduction="none")
     return masked(values.reshape(target.shape), where)
 
 
@@ -201,7 +203,7 @@ def probability_mse(
         >>> probability_mse(torch.zeros(1, 2), torch.tensor([[100.0, 0.0]]))
         tensor([0.5000])
     """
-    _same_shape(student, teacher)
+    student, teacher = _comparable(student, teacher, where)
     difference = (
         _log_probabilities(student, temperature).exp() - _log_probabilities(teacher, temperature).exp()
     )
@@ -233,5 +235,5 @@ def logit_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) 
         >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
         tensor([0.5000])
     """
-    _same_shape(student, teacher)
-    return masked((precise(student) - precise(teacher)).square().mean(dim=-1), where)
+    student, teacher = _comparable(student, teacher, where)
+    return masked((student - teacher).square().mean(dim=-1), where)

@@ -8,20 +8,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["masked", "masked_mean", "precise"]
+__all__ = ["blanked", "masked", "masked_mean"]
 
 
-def precise(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32: half precision is raised, float64 is kept.
+def blanked(tensor: Tensor, where: Tensor | None) -> Tensor:
+    """The tensor in at least float32, with 0 in the entries of predictions that do not count.
 
-    >>> precise(torch.ones(1, dtype=torch.bfloat16)).dtype
+    What stands there (NaN too) then reaches neither the value nor, as ``0 * nan``, the gradient.
+
+    Args:
+        tensor: What a loss compares, ``(N, ...)`` or ``(N, L, ...)``.
+        where: Boolean ``(N,)`` or ``(N, L)``, ``None`` where all count.
+
+    Raises:
+        ValueError: If ``where`` does not fit the leading dimensions.
+
+    >>> blanked(torch.tensor([[1.0, 2.0], [torch.nan, 3.0]]), torch.tensor([True, False]))
+    tensor([[1., 2.],
+            [0., 0.]])
+    >>> blanked(torch.ones(1, 2, dtype=torch.bfloat16), None).dtype
     torch.float32
     """
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    values = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if where is None:
+        return values
+    if where.shape != values.shape[: where.dim()]:
+        raise ValueError(
+            f"where: expected the leading dimensions of {tuple(values.shape)}, got {tuple(where.shape)}"
+        )
+    counts = where.reshape(*where.shape, *[1] * (values.dim() - where.dim()))
+    return torch.where(counts, values, torch.zeros_like(values))
 
 
 def masked(values: Tensor, where: Tensor | None) -> Tensor:
-    """``values`` with 0 at predictions that do not count, whatever stood there (NaN too).
+    """``values`` with 0 at predictions that do not count.
 
     Args:
         values: One value per prediction, ``(N,)`` or ``(N, L)``.
