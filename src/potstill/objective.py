@@ -160,14 +160,16 @@ class Objective:
         """
         weights, counts = self.active(progress), self.counts(batch)
         parts: dict[str, Share] = {}
-        if "labels" in weights and self.supervised is not None:
-            total = _total(self.supervised(student, batch), batch.where)
-            parts["labels"] = Share(total, counts["labels"], weights["labels"])
-        for term in self.terms.values():
-            if term.name in weights:
-                assert teacher is not None, "an active term needs the teacher's answer"
-                total = self._compare(term, student, teacher, batch.where)
-                parts[term.name] = Share(total, counts[term.name], weights[term.name])
+        # Networks may run in half precision; losses leave that context, matrix products of theirs too.
+        with torch.autocast(student.output.device.type, enabled=False):
+            if "labels" in weights and self.supervised is not None:
+                total = _total(self.supervised(student, batch), batch.where)
+                parts["labels"] = Share(total, counts["labels"], weights["labels"])
+            for term in self.terms.values():
+                if term.name in weights:
+                    assert teacher is not None, "an active term needs the teacher's answer"
+                    total = self._compare(term, student, teacher, batch.where)
+                    parts[term.name] = Share(total, counts[term.name], weights[term.name])
         return parts
 
     def _compare(self, term: Term, student: Signals, teacher: Signals, where: Tensor | None) -> Tensor:
