@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from potstill.cli import app
 
 
 def potstill(*words: str, cwd: Path | None = None, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -56,7 +59,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(tiny: Any, tmp_path: Path) -> N
     words = ("run", str(tiny.recipe), "--data", str(tiny.root), "--out", str(tmp_path / "run"))
     wrong = potstill(*words, "--set", "distill.kl.temperature=-1")
     assert wrong.returncode == 2
-    assert wrong.stderr == "error: distill.kl.temperature: must be > 0, got -1\n"
+    assert wrong.stderr == "distill.kl.temperature: must be > 0, got -1\n"
     assert wrong.stdout == ""
     assert not (tmp_path / "run").exists()
     shown = potstill(*words, "--set", "distill.kl.temperature=-1", "--traceback")
@@ -67,12 +70,12 @@ def test_a_mistake_is_one_line_and_exit_code_two(tiny: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("run",), "error: RECIPE: missing"),
+        (("run",), "RECIPE: missing"),
         (("run", "cifar10-resnet9"), "did you mean 'cifar10-resnet8'"),
-        (("run", "demo", "--data", "nowhere"), "error: --data: expected a folder, got nowhere"),
+        (("run", "demo", "--data", "nowhere"), "--data: expected a folder, got nowhere"),
         (("measure", "nowhere"), "no such run folder"),
         (("report", "."), "report.json: cannot read what the report is drawn from"),
-        (("methods", "kll"), "error: kll: no such method; did you mean 'kl'?"),
+        (("methods", "kll"), "kll: no such method; did you mean 'kl'?"),
     ],
 )
 def test_mistakes_of_the_verbs(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
@@ -80,6 +83,44 @@ def test_mistakes_of_the_verbs(tmp_path: Path, words: tuple[str, ...], message: 
     assert wrong.returncode == 2
     assert message in wrong.stderr
     assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_wrong_option_is_not_boxed_or_wrapped_in_a_pipe() -> None:
+    wrong = potstill("run", "demo", "--resum")
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1].startswith("Error: No such option: --resum")
+    assert not set("╭│") & set(wrong.stderr)
+
+
+def test_errors_of_the_system_start_with_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = {
+        130: KeyboardInterrupt(),
+        2: PermissionError(13, "Permission denied", "here/report.json"),
+    }
+    for code, failure in failures.items():
+
+        def fail(folder: Path, failure: BaseException = failure) -> Path:
+            raise failure
+
+        monkeypatch.setattr("potstill.report.render", fail)
+        done = CliRunner().invoke(app, ["report", "."])
+        assert done.exit_code == code
+        said = "interrupted" if code == 130 else "here/report.json: Permission denied"
+        assert done.stderr == f"{said}\n"
+    monkeypatch.setenv("RANK", "1")
+    assert CliRunner().invoke(app, ["report", "."]).stderr == ""
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "potstill", "methods"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    said = running.stderr.read()
+    running.stderr.close()
+    assert running.wait(timeout=60) == 0
+    assert said == b""
 
 
 def test_lists_and_pages(tmp_path: Path) -> None:

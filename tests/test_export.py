@@ -62,6 +62,40 @@ def test_the_metadata_says_how_to_use_it(tmp_path: Path) -> None:
     assert "inside the graph" in stored["preprocessing"]
 
 
+@pytest.mark.parametrize("count", [1, 7, 10])
+def test_few_samples_and_a_resize(tmp_path: Path, count: int) -> None:
+    class Few(Loaded):
+        def samples(self, count: int) -> Tensor:
+            return super().samples(self.size)
+
+    loaded = Few(network(), Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), size=24), size=count)
+    exported = export_onnx(loaded, tmp_path / "student.onnx")
+    assert exported.samples == count
+
+
+def test_a_graph_with_other_preprocessing_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Preprocessing.normalise
+    monkeypatch.setattr(Preprocessing, "normalise", lambda self, images: real(self, images) * 0.5)
+    with pytest.raises(UserError, match="onnxruntime disagrees"):
+        export_onnx(Loaded(network(), IMAGENET), tmp_path / "student.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float_images_outside_0_to_1_are_not_called_plain(tmp_path: Path) -> None:
+    class Floats(Loaded):
+        def samples(self, count: int) -> Tensor:
+            return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    same = Preprocessing((0.0,) * 3, (1.0,) * 3)
+    loaded = Floats(network().train(), same)
+    export_onnx(loaded, tmp_path / "student.onnx")
+    stored = {item.key: item.value for item in onnx.load(tmp_path / "student.onnx").metadata_props}
+    assert "0..1" not in stored["input"]
+    assert loaded.student.training  # what was given is left as it was
+
+
 def test_a_network_that_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
     class Moody(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
