@@ -28,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,  # boxes wrap lines
     help="Distil big neural networks into small ones that you can ship.",
 )
 
@@ -46,15 +47,32 @@ def _reporting(show: bool) -> Iterator[None]:
     """Turn errors that a user can mend into one line and exit code 2, and Ctrl-C into 130."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, head or less, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:
         if show:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        _say(_message(error))
         raise typer.Exit(MISTAKE) from error
     except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
+        if show:
+            traceback.print_exc()
+        _say("interrupted")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _message(error: UserError | OSError) -> str:
+    """What is wrong, starting with where: a recipe's key or a path."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def _say(line: str) -> None:
+    """To stderr, once for all processes, and never wrapped."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _version(asked: bool) -> None:
@@ -141,8 +159,7 @@ def _finish(result: Any, again: list[str]) -> None:
     from potstill.distributed import is_main
 
     if result.interrupted:
-        if is_main():
-            print(f"interrupted, and saved; go on with: {shlex.join(again)}", file=sys.stderr)
+        _say(f"interrupted, and saved; go on with: {shlex.join(again)}")
         raise typer.Exit(INTERRUPTED)
     if result.data and is_main():
         print(result.table())
@@ -209,9 +226,5 @@ def methods(
 
 
 def main() -> None:
-    """Entry point; a message on a closed pipe is nobody's error."""
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    """Entry point of ``potstill`` and of ``python -m potstill``."""
+    app()
