@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,6 +128,22 @@ def test_modules_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+@pytest.mark.parametrize("path", sorted((SOURCE / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_have_at_most_twelve_lines(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").split("\nnotes:")[0].splitlines()  # prose for the report apart
+    assert 0 < len([line for line in lines if line.strip() and not line.startswith("#")]) <= 12
+
+
+def test_the_architecture_page_has_these_layers_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", page, re.MULTILINE)
+    shown = [re.findall(r"`(\w+)`", row) for row in rows]
+    public = {name for name in RANK if not name.startswith("_")}
+    assert sorted(name for row in shown for name in row) == sorted(public)
+    for lower, higher in itertools.pairwise(shown):
+        assert max(RANK[name] for name in lower) <= min(RANK[name] for name in higher)
+
+
 def test_the_public_names_are_these() -> None:
     assert potstill.__all__ == [
         "Batch",
@@ -177,3 +197,23 @@ def test_hooks_run_what_ci_runs() -> None:
     for entry in entries:
         assert f"$(BIN)/{entry}" in makefile
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_make_installs_once_even_where_the_path_has_a_space(tmp_path: Path) -> None:
+    place = tmp_path / "a place"
+    (place / ".venv").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, place / name)
+
+    def planned(target: str) -> str:
+        made = subprocess.run(["make", "-n", target], cwd=place, capture_output=True, text=True, check=True)
+        return made.stdout
+
+    for target in ("demo", "test"):
+        assert "pip install" in planned(target)
+    stamp = place / ".venv" / ".installed"
+    stamp.touch()
+    assert planned("demo").strip() == ".venv/bin/potstill demo"
+    assert "pip install" not in planned("test")
+    os.utime(stamp, (0, 0))
+    assert "pip install" in planned("demo")  # pyproject.toml changed since
