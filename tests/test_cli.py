@@ -141,6 +141,28 @@ def test_dry_trains_nothing_and_leaves_nothing(tiny: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_the_demo_shows_what_distillation_gains(tmp_path: Path) -> None:
+    done = potstill("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "potstill-demo" / "run" / "result.json").read_text())
+    teacher, student = (result["models"][name] for name in ("teacher", "student"))
+    assert result["verdict"] == "better"
+    assert result["gain"] >= 0.02
+    assert result["seeds"] == 3
+    assert teacher["parameters"] >= 8 * student["parameters"]
+    report = tmp_path / "potstill-demo" / "run" / "report.html"
+    assert done.stdout.splitlines()[-1] == f"report: {report}"
+    written = report.stat().st_mtime_ns
+    again = potstill("demo", cwd=tmp_path)
+    assert "finished already" in again.stdout
+    assert report.stat().st_mtime_ns == written
+    (tmp_path / "other" / "potstill-demo").mkdir(parents=True)
+    (tmp_path / "other" / "potstill-demo" / "thesis.txt").write_text("mine")
+    refused = potstill("demo", cwd=tmp_path / "other")
+    assert refused.returncode == 2
+    assert "thesis.txt" in refused.stderr
+
+
 def test_ctrl_c_saves_says_how_to_go_on_and_going_on_ends_the_same(tiny: Any, tmp_path: Path) -> None:
     words = ["run", str(tiny.recipe), "--data", str(tiny.root), "--set", "train.epochs=40"]
     whole = potstill(*words, "--out", str(tmp_path / "whole"))
