@@ -24,6 +24,48 @@ def test_macs_are_counted_as_by_hand() -> None:
     assert network.training
 
 
+LENGTH, WIDTH = 50, 64
+PROJECTIONS = 4 * LENGTH * WIDTH * WIDTH
+PRODUCTS = 2 * LENGTH * LENGTH * WIDTH
+
+
+@pytest.mark.parametrize(
+    ("network", "by_hand"),
+    [
+        (
+            nn.TransformerEncoderLayer(WIDTH, 4, 128, batch_first=True),
+            PROJECTIONS + PRODUCTS + 2 * LENGTH * WIDTH * 128,
+        ),
+        (nn.LSTM(WIDTH, 32, batch_first=True), LENGTH * 4 * (WIDTH + 32) * 32),
+        (nn.LSTM(WIDTH, 32, bidirectional=True, bias=False), 2 * LENGTH * 4 * (WIDTH + 32) * 32),
+        (nn.LSTM(WIDTH, 32, 2), LENGTH * 4 * (WIDTH + 3 * 32) * 32),
+        (nn.GRU(WIDTH, 32, batch_first=True), LENGTH * 3 * (WIDTH + 32) * 32),
+    ],
+)
+def test_macs_see_into_fused_kernels(network: nn.Module, by_hand: int) -> None:
+    batch_first = getattr(network, "batch_first", True)
+    shape = (1, LENGTH, WIDTH) if batch_first else (LENGTH, 1, WIDTH)
+    assert measure.macs(network, torch.randn(shape)) == by_hand
+
+
+def test_macs_of_fused_attention() -> None:
+    class Attention(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    assert measure.macs(Attention(), torch.randn(1, 4, LENGTH, WIDTH // 4)) == PRODUCTS
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_leaves_every_mode_as_it_was() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3).eval())
+    measure.macs(network, torch.zeros(2, 3))
+    assert (network.training, network[0].training, network[1].training) == (True, True, False)
+    with pytest.raises(RuntimeError):
+        measure.macs(network, torch.zeros(2, 4))
+    assert (network.training, network[0].training, network[1].training) == (True, True, False)
+
+
 def test_shared_weights_count_once() -> None:
     one = nn.Linear(4, 4, bias=False)
     both = nn.Sequential(one, one)

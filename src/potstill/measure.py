@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,26 +91,70 @@ def size_bytes(model: nn.Module) -> int:
 
 
 def macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of one forward pass: convolutions, matrix products and attention.
+    """Multiply-accumulates of one forward pass: convolutions, matrix products, attention, recurrent layers.
 
     Counted by ``torch.utils.flop_counter``, which counts two operations each; normalisation,
-    activations and pooling are left out, as papers do.
+    activations and pooling are left out, as papers do. Fused kernels that it cannot see into are
+    switched off or given a formula, so that a transformer is counted whole.
 
     Args:
         model: The network; left in the mode it was in.
         example: Its input, ``(N, ...)``; the count is for all ``N``.
 
-    >>> macs(nn.Linear(3, 2), torch.zeros(1, 3))
-    6
+    Returns:
+        The count.
+
+    Example:
+        >>> macs(nn.Linear(3, 2), torch.zeros(1, 3))
+        6
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    training = model.training
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+            torch.ops.aten._cudnn_rnn: _recurrent_flops,
+        },
+    )
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example)
-    model.train(training)
+    try:
+        with torch.no_grad(), _plain_attention(), counter:
+            model(example)
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return int(counter.get_total_flops()) // 2
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as matrix products: the counter takes its fused kernels for nothing at all."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _recurrent_flops(inputs: Sequence[int], *arguments: Any, out_shape: Any = None, **options: Any) -> int:
+    """Two operations for each position and weight of a fused recurrent kernel's matrices.
+
+    Args:
+        inputs: Shape ``(L, N, C)``, or ``(sum of lengths, C)`` where sequences are packed.
+        arguments: The kernel's other arguments, shapes in place of tensors; of cuDNN's, the first is
+            the list of all weights, of oneDNN's the first two are the matrices.
+        out_shape: Not needed.
+        options: Not needed.
+    """
+    first = arguments[0]
+    shapes = first if isinstance(first, list) else arguments[:2]
+    return 2 * math.prod(inputs[:-1]) * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
 
 
 def latency(
