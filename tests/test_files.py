@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from potstill.errors import UserError
 from potstill.files import sha256, write_atomic, write_json, write_text
+from potstill.models import save_weights
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -60,9 +62,23 @@ def test_system_errors_become_words(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_disk_is_full_also_when_a_library_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the disk is full"), write_atomic(tmp_path / "a.bin"):
-        raise RuntimeError("Error while serializing: No space left on device (os error 28)")
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("No space left on device (os error 28)", "the disk is full"),
+        ("Permission denied (os error 13)", "no permission"),
+        ("File name too long (os error 36)", "File name too long"),
+    ],
+)
+def test_system_errors_that_a_library_wraps_become_words(tmp_path: Path, said: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"cannot write: .*{message}"), write_atomic(tmp_path / "a.bin"):
+        raise RuntimeError(f"Error while serializing: I/O error: {said}")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that nobody may write in")
+def test_weights_in_a_folder_without_permission() -> None:
+    with pytest.raises(UserError, match=r"/sys/kernel/w\.safetensors: cannot write: no permission"):
+        save_weights(nn.Linear(2, 2), Path("/sys/kernel/w.safetensors"))
 
 
 def test_json_and_checksums(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ def write_atomic(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise UserError(str(path), _reason(error)) from error
-        if "No space left" in str(error):  # libraries that wrap the system's error in their own
-            raise UserError(str(path), "cannot write: the disk is full") from error
+        wrapped = re.search(r"\(os error (\d+)\)", str(error))
+        if wrapped:  # safetensors puts the system's error into one of its own
+            code = int(wrapped.group(1))
+            raise UserError(str(path), _reason(OSError(code, os.strerror(code)))) from error
         raise
 
 
