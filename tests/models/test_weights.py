@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import os
+import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,60 @@ def test_a_full_network_that_was_pickled_is_not_loaded(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "net.pt")
     with pytest.raises(UserError, match="would run code, which Potstill never does"):
         load_weights(network(), tmp_path / "net.pt", "teacher.weights")
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("beside", [False, True])
+def test_code_in_a_pickle_never_runs(tmp_path: Path, protocol: int, beside: bool) -> None:
+    code = Code(tmp_path / "ran")
+    content = {"state_dict": dict(network().state_dict()), "args": code} if beside else code
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(content, protocol=protocol))
+    message = "damaged or no checkpoint: not written by torch" if protocol < 2 else "would run code"
+    with pytest.raises(UserError, match=message):
+        load_weights(network(), tmp_path / "w.pt", "teacher.weights")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1"])
+def test_text_is_not_taken_for_code(tmp_path: Path, text: str) -> None:
+    (tmp_path / "w.pt").write_text(text)
+    with pytest.raises(UserError, match=r"w\.pt is damaged or no checkpoint: not written by torch$"):
+        load_weights(network(), tmp_path / "w.pt", "teacher.weights")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_flipped_and_missing_bytes_never_surprise(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        save_weights(network(), path)
+    else:
+        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    content, rng = path.read_bytes(), random.Random(0)
+    refused: list[str] = []
+    for number in range(300):
+        damaged = bytearray(content)
+        if number % 3:
+            for _ in range(rng.choice([1, 3, 20])):
+                damaged[rng.randrange(min(len(damaged), 500))] = rng.randrange(256)
+        else:
+            del damaged[rng.randrange(1, len(damaged)) :]
+        path.write_bytes(damaged)
+        try:
+            load_weights(network(), path, "teacher.weights")
+        except UserError as error:
+            refused.append(str(error))
+    assert not any("\n" in message for message in refused)
+    assert len(refused) >= 100  # a byte in the middle of a number may go unseen; a cut may not
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,18 +98,24 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _read_checkpoint(path: Path, where: str) -> Any:
+    with path.open("rb") as stream:
+        pickled = stream.read(2).startswith((b"PK", b"\x80"))  # a torch archive, or a bare pickle
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on what the errors below say in our words
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader fails on damaged bytes in ways that it does not list
+        if "TorchScript" in str(error):
+            raise UserError(where, f"expected a state_dict, got the TorchScript archive {path}") from error
+        refused = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
+        if refused and pickled:
             raise UserError(
                 where,
                 f"{path} holds more than tensors, and reading it would run code, which Potstill never does; "
                 "save its state_dict as safetensors instead",
             ) from error
-        raise UserError(where, f"{path} is damaged or no checkpoint: {error}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(where, f"{path} is damaged or no checkpoint: {error}") from error
+        reason = "not written by torch" if refused else f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(where, f"{path} is damaged or no checkpoint: {reason}") from error
 
 
 def _nested(content: Any, path: Path, where: str) -> dict[str, Tensor]:
