@@ -37,6 +37,23 @@ def test_a_file_that_fails_says_how(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return {}['width']", r"student\.model: nets\.py:net failed: KeyError: 'width'"),
+        ("return open('/nowhere/x')", "failed: FileNotFoundError: .*/nowhere/x"),
+        ("raise ValueError('only odd')", "failed: ValueError: only odd"),
+        ("return nn.Linear('a')", r"student\.arguments: nets\.py:net refuses"),
+        ("return 3", r"student\.model: expected a torch\.nn\.Module from nets\.py:net, got int"),
+        ("return nn.LazyLinear(3)", r"student\.model: nets\.py:net has lazy layers"),
+    ],
+)
+def test_a_maker_that_fails_says_how(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "nets.py").write_text(f"from torch import nn\n\n\ndef net():\n    {body}\n")
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, model="nets.py:net")
+
+
+@pytest.mark.parametrize(
     ("model", "message"),
     [
         ("resnet8", r"student\.model: expected module:attribute or file.py:attribute, got 'resnet8'"),
@@ -75,6 +92,10 @@ def test_a_networks_own_preprocessing_comes_before_the_usual(tmp_path: Path) -> 
     assert preprocessing_of(nn.Identity(), said, 1, fallback) == Preprocessing((0.3,), (0.4,), 5)
     with pytest.raises(UserError, match=r"student\.std: expected standard deviations above 0"):
         preprocessing_of(nn.Identity(), ModelConfig(model="a:b", std=(0.0,)), 1, None)
+    with pytest.raises(UserError, match=r"student\.std: expected standard deviations above 0"):
+        preprocessing_of(nn.Identity(), ModelConfig(model="a:b", std=(float("nan"),)), 1, None)
+    with pytest.raises(UserError, match=r"student\.mean: expected finite means"):
+        preprocessing_of(nn.Identity(), ModelConfig(model="a:b", mean=(float("inf"),)), 1, None)
 
 
 def test_normalisation_is_the_textbooks() -> None:
@@ -84,6 +105,8 @@ def test_normalisation_is_the_textbooks() -> None:
     torch.testing.assert_close(IMAGENET.normalise(images).double(), expected, rtol=1e-5, atol=1e-6)
     floats = images.float() / 255
     torch.testing.assert_close(IMAGENET.normalise(floats).double(), expected, rtol=1e-5, atol=1e-5)
+    assert IMAGENET.normalise(floats.half()).dtype == torch.float32
+    assert IMAGENET.normalise(floats.double()).dtype == torch.float64
     resized = Preprocessing(IMAGENET.mean, IMAGENET.std, 10).normalise(images)
     assert resized.shape == (4, 3, 10, 10)
     with pytest.raises(UserError, match="expected 3 channels"):

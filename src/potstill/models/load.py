@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
@@ -81,11 +82,18 @@ def _called(maker: Any, config: ModelConfig, num_classes: int, where: str) -> nn
         made = maker(**arguments)
     except TypeError as error:
         raise UserError(f"{where}.arguments", f"{config.model} refuses {arguments}: {error}") from error
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{where}.model", f"{config.model} failed: {error}") from error
+    except Exception as error:  # whatever the user's code raises is the user's to read
+        raise UserError(
+            f"{where}.model", f"{config.model} failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, nn.Module):
         raise UserError(
             f"{where}.model", f"expected a torch.nn.Module from {config.model}, got {type(made).__name__}"
+        )
+    if any(isinstance(parameter, UninitializedParameter) for parameter in made.parameters()):
+        raise UserError(
+            f"{where}.model",
+            f"{config.model} has lazy layers without weights; call it once on an example where it is made",
         )
     return made
 

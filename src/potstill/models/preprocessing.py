@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,10 @@ class Preprocessing:
             raise ValueError(
                 f"expected as many means as deviations, got {len(self.mean)} and {len(self.std)}"
             )
-        if any(value <= 0 for value in self.std):
+        if not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"expected standard deviations above 0, got {self.std}")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"expected finite means, got {self.mean}")
 
     def describe(self) -> str:
         """In words, for plans and reports.
@@ -68,6 +71,7 @@ class Preprocessing:
             torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std)
         )
         if images.is_floating_point():
+            images = images if images.dtype == torch.float64 else images.float()
             if self.size is not None:
                 images = self._resized(images)
             return (images - mean.to(images.dtype)) / std.to(images.dtype)
@@ -104,7 +108,7 @@ def preprocessing_of(
         where: ``teacher`` or ``student``, for messages.
 
     Raises:
-        UserError: If the recipe gives a mean without a std, or of another number of channels.
+        UserError: If the mean or std that results is of another number of channels, or out of range.
     """
     own = _own(model, config, channels) or fallback or _usual(channels)
     mean, std = config.mean or own.mean, config.std or own.std
@@ -116,7 +120,8 @@ def preprocessing_of(
     try:
         return Preprocessing(tuple(mean), tuple(std), config.size or own.size)
     except ValueError as error:
-        raise UserError(f"{where}.std", str(error)) from error
+        key = "std" if all(math.isfinite(value) for value in mean) else "mean"
+        raise UserError(f"{where}.{key}", str(error)) from error
 
 
 def _own(model: nn.Module, config: ModelConfig, channels: int) -> Preprocessing | None:
