@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from potstill.data import DataConfig, load_data
+from potstill.data.arrays import ArraySet
+from potstill.data.files import load_folder
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
 from potstill.errors import UserError
@@ -92,13 +95,124 @@ def test_image_folders_resize_on_request(tmp_path: Path) -> None:
     assert splits.train.images([2])[0, 0, 0, 0] == 100
 
 
+def folder_of(root: Path, *files: tuple[str, Image.Image]) -> Path:
+    for name, picture in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(root / name)
+    return root
+
+
+GREY, COLOUR = Image.new("L", (6, 6), 90), Image.new("RGB", (6, 6), (1, 2, 3))
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_grey_images_among_coloured_ones_get_three_channels(tmp_path: Path, size: int | None) -> None:
+    files = [
+        (f"{part}/{name}/{n}.png", GREY) for part in ("train", "test") for name in "ab" for n in range(9)
+    ]
+    folder_of(tmp_path / "grey", *files)
+    found = load_folder(tmp_path / "grey", size)
+    assert {part.channels for part in found.values()} == {1}
+    folder_of(tmp_path / "mixed", *files, ("train/b/9.png", COLOUR))
+    found = load_folder(tmp_path / "mixed", size)
+    assert {part.channels for part in found.values()} == {3}
+    assert found["train"].images([0, len(found["train"]) - 1]).shape[:2] == (2, 3)
+    own = from_datasets({"train": [(GREY, 0), (COLOUR, 1)], "test": [(GREY, 0), (GREY, 1)]}, None, size, "")
+    assert {part.channels for part in own.values()} == {3}
+
+
+def test_folders_pass_over_what_is_hidden_and_know_classes_called_train(tmp_path: Path) -> None:
+    vehicles = [(f"{name}/{n}.png", GREY) for name in ("bus", "train", ".trash") for n in range(9)]
+    folder_of(tmp_path / "vehicles", *vehicles)
+    (tmp_path / "vehicles" / "bus" / "._0.png").write_bytes(b"left by another system")
+    (found,) = load_folder(tmp_path / "vehicles", None).values()
+    assert found.class_names == ("bus", "train")
+    assert len(found) == 18
+    folder_of(tmp_path / "headless", ("test/a/0.png", GREY), ("val/a/0.png", GREY))
+    with pytest.raises(UserError, match=r"has \['test', 'validation'\], but no folder train"):
+        load_folder(tmp_path / "headless", None)
+    folder_of(tmp_path / "extra", ("train/a/0.png", GREY), ("train/b/0.png", GREY), ("test/c/0.png", GREY))
+    with pytest.raises(UserError, match="has the class 'c', which the training part lacks"):
+        load_folder(tmp_path / "extra", None)
+    folder_of(tmp_path / "flat", ("train/0.png", GREY), ("test/0.png", GREY))
+    with pytest.raises(UserError, match="expected one subfolder a class, got none"):
+        load_folder(tmp_path / "flat", None)
+
+
+def test_arrays_of_other_layouts_and_sizes(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (20, 8, 10, 3)).astype(np.uint8)
+    labels = np.arange(20) % 2
+    last = ArraySet(values, labels, ("a", "b"), "test")
+    first = ArraySet(values.transpose(0, 3, 1, 2), labels, ("a", "b"), "test")
+    assert torch.equal(last.images([3, 1]), first.images([3, 1]))
+    assert ArraySet(values, labels, ("a", "b"), "test", size=4).images([3, 1]).shape == (2, 3, 4, 4)
+    assert ArraySet(values.astype(np.float64).transpose(0, 3, 1, 2), labels, ("a", "b"), "test").floats
+    np.save(tmp_path / "one.npy", values)
+    with pytest.raises(UserError, match=r"expected a folder of \.npy files or an \.npz file, got the array"):
+        load_data(DataConfig(path="one.npy"), search=[tmp_path])
+
+
+class Kept:
+    """A set that keeps labels beside its samples."""
+
+    def __init__(self, targets: list[int], shift: int = 0) -> None:
+        self.targets = targets
+        self.shift = shift
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1, 2, 2), (self.targets[position] + self.shift) % 3
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_kept_labels_count_only_where_the_samples_agree(shift: int) -> None:
+    found = from_datasets({"train": Kept([0, 1, 2] * 30, shift)}, None, None, "")["train"]
+    assert found.labels.tolist() == [(label + shift) % 3 for label in [0, 1, 2] * 30]
+
+
 def test_torchvision_sets_are_read_by_name(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
-    fake = {"kind": "torchvision", "name": "FakeData", "arguments": {"size": 30}}
-    with pytest.raises(UserError, match=r"data\.arguments"):
-        load_data(DataConfig(**fake), search=[tmp_path])  # FakeData has neither root nor train
+    fake = DataConfig(
+        kind="torchvision", name="FakeData", arguments={"size": 30, "image_size": [3, 8, 8], "num_classes": 2}
+    )
+    splits = load_data(fake, search=[tmp_path])  # which has neither root nor parts
+    assert splits.train.images([0]).shape == (1, 3, 8, 8)
+    assert any("no test part" in note for note in splits.notes)
+    wrong = DataConfig(kind="torchvision", name="FakeData", arguments={"sise": 30})
+    with pytest.raises(UserError, match=r"data\.arguments: FakeData refuses them: .*sise"):
+        load_data(wrong, search=[tmp_path])
     with pytest.raises(UserError, match=r"data\.name: torchvision has no data set 'CIFAR01'; did you mean"):
         load_data(DataConfig(kind="torchvision", name="CIFAR01"), search=[tmp_path])
+
+
+class Pets:
+    """A set that spells its parts as OxfordIIITPet does."""
+
+    def __init__(self, root: str, split: str = "trainval") -> None:
+        if split not in ("trainval", "test"):
+            raise ValueError(f"Unknown value '{split}' for argument split.")
+        self._labels = [0, 1] * (20 if split == "trainval" else 5)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, position: int) -> tuple[Image.Image, int]:
+        return COLOUR, self._labels[position]
+
+
+def test_torchvision_sets_that_spell_their_parts_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr(datasets, "OxfordIIITPet", Pets)
+    config = DataConfig(kind="torchvision", name="OxfordIIITPet")
+    splits = load_data(config, search=[tmp_path])
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [36, 4, 10]
+    monkeypatch.setattr(datasets, "OxfordIIITPet", lambda root, split: Pets(root, split.upper()))
+    with pytest.raises(UserError, match=r"data\.arguments: OxfordIIITPet refuses .*'TRAIN'"):
+        load_data(config, search=[tmp_path])
 
 
 def write_mnist(root: Path, *, count: int = 30) -> None:
@@ -157,6 +271,38 @@ def test_a_hugging_face_set_from_a_local_path(tmp_path: Path, stored: str) -> No
         load_data(DataConfig(kind="huggingface", path="hub", label_column="lable"), search=[tmp_path])
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["folder", "parquet", "jsonl"])
+def test_hugging_face_reads_files_paths_and_words(tmp_path: Path, form: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = []
+    for number in range(24):
+        word = ("cat", "dog")[number % 2]
+        (tmp_path / "files" / word).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), number, np.uint8)).save(tmp_path / f"files/{word}/{number:02}.png")
+        rows.append({"path": f"{word}/{number:02}.png", "class": word})
+    path = "files"
+    if form == "parquet":
+        path = "files/latest.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / path))
+    if form == "jsonl":
+        path = "files/rows.jsonl"
+        (tmp_path / path).write_text("\n".join(json.dumps(row) for row in rows))
+    config = DataConfig(kind="huggingface", path=path, validation=4)
+    splits = load_data(config, search=[tmp_path])
+    assert splits.train.class_names == ("cat", "dog")
+    images, labels, _ = splits.train.__getitems__(range(16))
+    assert images.shape == (16, 1, 4, 4)
+    assert torch.equal(images[:, 0, 0, 0].long() % 2, labels)
+
+
+def test_a_damaged_hugging_face_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"data\.path: cannot load the data set '.*bad\.parquet'"):
+        load_data(DataConfig(kind="huggingface", path="bad.parquet"), search=[tmp_path])
+
+
 def test_own_sets_by_file_and_attribute(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
@@ -183,6 +329,7 @@ class Stream(IterableDataset[Any]):
     ("given", "message"),
     [
         (Stream(), "expected a map-style data set"),
+        (DataLoader(TensorDataset(torch.zeros(2))), r"got a DataLoader; give its \.dataset"),
         ([], "got an empty data set"),
         ([1, 2, 3], r"expected samples \(image, label\), got int"),
         ([(torch.zeros(1, 2, 2), 0.5)] * 4, "expected one integer label"),
@@ -193,6 +340,29 @@ class Stream(IterableDataset[Any]):
 def test_sets_that_cannot_be_used_say_why(given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         from_datasets({"train": given}, None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("cat.png", "sample 1: expected an image, got"),
+        (np.zeros((4, 4), np.int64), r"sample 1: expected images .* of uint8 .* got \(4, 4\) int64"),
+        (torch.zeros(3, 5, 5), r"mixed shapes .*; set data\.size to resize them"),
+    ],
+)
+def test_a_sample_that_is_no_image_is_named(image: Any, message: str) -> None:
+    found = from_datasets({"train": [(torch.zeros(3, 4, 4), 0), (image, 1)]}, None, None, "")
+    with pytest.raises(UserError, match=message):
+        found["train"].images([0, 1])
+
+
+def test_a_broken_image_of_an_own_set_is_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    folder_of(tmp_path, *((f"{name}/{n:02}.png", COLOUR) for name in "ab" for n in range(40)))
+    (tmp_path / "b" / "05.png").write_bytes(b"no image")
+    given = {"train": datasets.ImageFolder(str(tmp_path))}
+    with pytest.raises(UserError, match=r"cannot read the sample 45: .*05\.png"):
+        from_datasets(given, None, None, "")["train"].images(range(80))
 
 
 def test_parts_that_do_not_fit_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from potstill.data.arrays import ArraySet
 from potstill.data.files import load_folder
 from potstill.data.loader import Loader
+from potstill.data.own import from_datasets
 from potstill.errors import UserError
 
 
@@ -99,6 +101,39 @@ def test_a_corrupt_image_is_named_by_its_path_from_any_process(tmp_path: Path, w
     data = load_folder(pictures(tmp_path, corrupt=True), None)["train"]
     with pytest.raises(UserError, match=r"cannot decode the image .*dark.4\.png"):
         list(Loader(data, batch_size=4, seed=0, workers=workers).epoch(0))
+
+
+class Noise:
+    """A user's set that draws its images at random, and may break."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        if position == self.broken and torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError("my own mistake")
+        return torch.rand(1, 2, 2) + random.random() + np.random.rand(), position % 2
+
+
+def test_a_set_that_draws_at_random_gives_the_same_after_a_resume() -> None:
+    data = from_datasets({"train": Noise()}, None, None, "")["train"]
+    before = torch.get_rng_state()
+    whole, rest, other = (
+        [rows[0] for rows in Loader(data, batch_size=2, seed=0, workers=workers).epoch(epoch, start)]
+        for workers, epoch, start in ((2, 0, 0), (1, 0, 3), (2, 1, 0))
+    )
+    assert torch.equal(torch.get_rng_state(), before)  # the run's own draws do not move
+    assert torch.equal(torch.stack(rest), torch.stack(whole[3:]))
+    assert not torch.isin(torch.stack(other), torch.stack(whole)).any()
+
+
+def test_what_a_users_set_raises_in_a_worker_is_not_a_dead_worker() -> None:
+    data = from_datasets({"train": Noise(broken=7)}, None, None, "")["train"]
+    with pytest.raises(RuntimeError, match="my own mistake"):
+        list(Loader(data, batch_size=4, seed=0, workers=1).epoch(0))
 
 
 def test_a_batch_bigger_than_the_data_is_refused() -> None:

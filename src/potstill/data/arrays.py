@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.data.dataset import ImageSet, check_labels
+from potstill.data.pixels import resized
 from potstill.errors import UserError
 
 __all__ = ["ArraySet", "load_arrays"]
@@ -25,23 +27,28 @@ class ArraySet(ImageSet):
     """Images in one array, which may be mapped from a file bigger than memory.
 
     Args:
-        images: ``(N, H, W)`` or ``(N, H, W, C)`` uint8, or ``(N, C, H, W)`` float32.
+        images: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` uint8 with 1 or 3 channels, or
+            ``(N, C, H, W)`` floats.
         labels: ``(N,)`` integers.
         class_names: Names in the order of the labels.
         where: What messages call it.
+        size: Side to resize and cut to; ``None`` leaves the images as they are.
 
     Raises:
         UserError: If shapes, types or labels do not fit.
     """
 
-    def __init__(self, images: Array, labels: Array, class_names: Sequence[str], where: str) -> None:
-        grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] in (1, 3)
+    def __init__(
+        self, images: Array, labels: Array, class_names: Sequence[str], where: str, size: int | None = None
+    ) -> None:
         floats = images.dtype.kind == "f" and images.ndim == 4
-        if not floats and (images.dtype != np.uint8 or not (grey or colour)):
+        grey, last = images.ndim == 3, images.ndim == 4 and images.shape[-1] in (1, 3)
+        first = images.ndim == 4 and not last and images.shape[1] in (1, 3)
+        if not floats and (images.dtype != np.uint8 or not (grey or last or first)):
             raise UserError(
                 where,
-                f"expected images (N, H, W) or (N, H, W, 1|3) uint8, or (N, C, H, W) float, got "
-                f"{images.shape} {images.dtype}",
+                f"expected images (N, H, W), (N, H, W, 1|3) or (N, 1|3, H, W) uint8, or (N, C, H, W) float, "
+                f"got {images.shape} {images.dtype}",
             )
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(where, f"expected labels (N,) of integers, got {labels.shape} {labels.dtype}")
@@ -51,15 +58,20 @@ class ArraySet(ImageSet):
         self.class_names = tuple(class_names)
         check_labels(self.labels, self.class_names, where)
         self._array = images
-        self._channels_first = floats
+        self._size = size
+        self._channels_last = last and not floats
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """The images at ``indices``, ``(n, C, H, W)``."""
         rows = self._array[np.asarray(indices, dtype=np.int64)]
-        if self._channels_first:
-            return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
-        tensor = torch.from_numpy(np.ascontiguousarray(rows))
-        return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2)
+        tensor = torch.from_numpy(
+            np.ascontiguousarray(rows, dtype=np.float32 if rows.dtype.kind == "f" else None)
+        )
+        if tensor.dim() == 3:
+            tensor = tensor.unsqueeze(1)
+        elif self._channels_last:
+            tensor = tensor.permute(0, 3, 1, 2)
+        return resized(tensor, self._size)
 
     @property
     def in_memory(self) -> bool:
@@ -67,12 +79,13 @@ class ArraySet(ImageSet):
         return True
 
 
-def load_arrays(path: Path) -> dict[str, ImageSet]:
+def load_arrays(path: Path, size: int | None = None) -> dict[str, ImageSet]:
     """The parts that stand in a folder of ``.npy`` files or in an ``.npz`` file.
 
     Args:
         path: The folder or the file. A ``classes.txt`` beside the arrays (or ``classes`` in the archive)
             names the classes; without one they are numbered.
+        size: Side to resize and cut to.
 
     Returns:
         ``train`` and, where they are there, ``validation`` and ``test``.
@@ -91,7 +104,7 @@ def load_arrays(path: Path) -> dict[str, ImageSet]:
             if images is None or labels is None:
                 missing = "images" if images is None else "labels"
                 raise UserError("data.path", f"{path}: {spelling}_{missing} is missing beside its other half")
-            found[part] = ArraySet(images, labels, names, f"data.path: {path}: {spelling}")
+            found[part] = ArraySet(images, labels, names, f"data.path: {path}: {spelling}", size)
     if "train" not in found:
         raise UserError(
             "data.path", f"{path}: expected train_images.npy and train_labels.npy, got {sorted(arrays)}"
@@ -114,10 +127,20 @@ def _read(file: Path) -> Array:
 
 
 def _archive(path: Path) -> dict[str, Array]:
+    if path.suffix == ".npy":
+        raise UserError("data.path", f"expected a folder of .npy files or an .npz file, got the array {path}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise UserError("data.path", f"{path}: expected a folder or a whole .npz file: {error}") from error
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from potstill.data.arrays import load_arrays
 from potstill.data.dataset import ImageSet
 from potstill.data.files import load_folder
-from potstill.data.named import load_huggingface, load_torchvision
+from potstill.data.hub import load_huggingface
+from potstill.data.named import load_torchvision
 from potstill.data.own import from_datasets, parts_of
 from potstill.data.split import cut, stratified
 from potstill.errors import UserError
@@ -89,7 +90,7 @@ def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits:
     elif config.path is None:
         raise UserError("data.path", f"missing; kind {config.kind} needs it")
     elif config.kind == "arrays":
-        parts = load_arrays(find(config.path, search, "data.path"))
+        parts = load_arrays(find(config.path, search, "data.path"), config.size)
     elif config.kind == "folder":
         parts = load_folder(find(config.path, search, "data.path"), config.size)
     elif config.kind == "huggingface":

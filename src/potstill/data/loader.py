@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,12 +26,21 @@ def _as_is(rows: Any) -> Any:
 
 
 class _Reading(Dataset[Any]):
-    """A set as worker processes read it: a user's error travels as a value, with its message whole."""
+    """A set as worker processes read it.
 
-    def __init__(self, dataset: ImageSet) -> None:
+    A user's error travels as a value, with its message whole. What a user's own set draws at random depends
+    on the batch alone, not on which process reads it or on what that process read before a resume.
+    """
+
+    def __init__(self, dataset: ImageSet, seed: int) -> None:
         self.dataset = dataset
+        self.seed = seed
 
     def __getitems__(self, indices: Sequence[int]) -> Rows | UserError:
+        seed = int(np.random.SeedSequence([self.seed, *indices]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         try:
             return self.dataset.__getitems__(indices)
         except UserError as error:
@@ -126,7 +136,7 @@ class Loader:
         if self.dataset.in_memory or self.workers == 0:
             yield from (self.dataset.__getitems__(share) for share in shares)
         else:
-            yield from self._decoded(shares)
+            yield from self._decoded(shares, number)
 
     def _share(self, order: NDArray[np.int64], batch: int) -> list[int]:
         rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -134,13 +144,15 @@ class Loader:
         mine: list[int] = rows[cuts[self.rank] : cuts[self.rank + 1]].tolist()
         return mine
 
-    def _decoded(self, shares: Sequence[list[int]]) -> Iterator[Rows]:
+    def _decoded(self, shares: Sequence[list[int]], epoch: int) -> Iterator[Rows]:
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         loader: DataLoader[Any] = DataLoader(
-            _Reading(self.dataset),
+            _Reading(self.dataset, seed),
             batch_sampler=shares,
             num_workers=self.workers,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(seed),  # else it draws from the run's own randomness
         )
         try:
             for rows in loader:
@@ -148,7 +160,7 @@ class Loader:
                     raise rows
                 yield rows
         except RuntimeError as error:
-            if "worker" not in str(error):
+            if not str(error).startswith("DataLoader worker"):  # what the user's set raised in one
                 raise
             raise UserError(
                 "data.workers",
