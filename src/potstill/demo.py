@@ -6,8 +6,6 @@ recipe ``demo`` runs as any recipe does.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -17,7 +15,7 @@ import torch
 
 from potstill.augment import Augment
 from potstill.config import Recipe, load
-from potstill.data import Splits, load_data
+from potstill.data import load_data
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.experiment import load_experiment
@@ -38,11 +36,14 @@ __all__ = ["demo"]
 Echo = Callable[[str], None]
 
 TEACHER_EPOCHS = 40
+BATCH_SIZE = 64
 OURS = {"teacher", "run"}
 
 
-def demo(out: Path, echo: Echo = print, *, overrides: Sequence[str] = ()) -> Result:
-    """Train a teacher, distil it into a student of a 45th of its size, and write a report.
+def demo(
+    out: Path, echo: Echo = print, *, overrides: Sequence[str] = (), teacher_epochs: int = TEACHER_EPOCHS
+) -> Result:
+    """Train a teacher, distil it into a student of a 12th of its size, and write a report.
 
     A finished demo is shown again, an interrupted one goes on where it was.
 
@@ -50,12 +51,17 @@ def demo(out: Path, echo: Echo = print, *, overrides: Sequence[str] = ()) -> Res
         out: Its folder: the teacher goes to ``teacher/``, the run to ``run/``.
         echo: Where lines of text go.
         overrides: ``a.b=value`` settings on top of the recipe ``demo``.
+        teacher_epochs: Epochs of the teacher; the recipe's notes tell of the default.
+
+    Returns:
+        The result; its table and its report are the caller's to show.
 
     Raises:
         UserError: If ``out`` holds other files, or cannot be written.
     """
     recipe = load("demo", overrides)
-    folder = RunFolder((out / "run").resolve())
+    out = out.resolve()
+    folder = RunFolder(out / "run")
     _check_ours(out)
     if folder.finished:
         folder.check_same(recipe)
@@ -63,12 +69,17 @@ def demo(out: Path, echo: Echo = print, *, overrides: Sequence[str] = ()) -> Res
         return finished(folder)
     watch = Stopwatch()
     data = Path(str(resources.files("potstill") / "data"))
-    if not (out / "teacher" / "teacher.safetensors").is_file():
-        accuracy = _train_teacher(recipe, data, out / "teacher")
-        echo(f"teacher: trained on all labels in {watch.seconds:.0f} s, {accuracy:.2%} on validation")
-    experiment = load_experiment(recipe, [out / "teacher", data])
+    weights = out / "teacher" / "teacher.safetensors"
+    if not weights.is_file():
+        echo("training a teacher on all labels")
+        accuracy = _train_teacher(recipe, data, weights, epochs=teacher_epochs)
+        if accuracy is None:
+            return Result(folder.path, {}, interrupted=True)
+        echo(f"teacher: trained in {watch.seconds:.0f} s, {accuracy:.2%} on validation")
+    experiment = load_experiment(recipe, [weights.parent, data])
     result = execute(experiment, folder, resume=folder.recipe.is_file(), control=True, echo=echo)
-    echo(f"the demo took {watch.seconds:.0f} s")
+    if not result.interrupted:
+        echo(f"the demo took {watch.seconds:.0f} s")
     return result
 
 
@@ -80,33 +91,44 @@ def _check_ours(out: Path) -> None:
         raise UserError(str(out), f"holds files that are not the demo's ({others[0]}); run it elsewhere")
 
 
-def _train_teacher(recipe: Recipe, data: Path, folder: Path) -> float:
-    """Train the recipe's teacher on all training labels; its accuracy on validation."""
-    splits: Splits = load_data(replace(recipe.data, limit=None), search=[data])
+def _train_teacher(recipe: Recipe, data: Path, weights: Path, *, epochs: int) -> float | None:
+    """Train the recipe's teacher on all training labels, or go on with it.
+
+    Args:
+        recipe: Its data (but for the limit), augmentation, teacher and seed are used.
+        data: Folder of the digits.
+        weights: Where the finished teacher goes; its checkpoints stand beside it meanwhile.
+        epochs: How long.
+
+    Returns:
+        Its accuracy on validation, ``None`` if the user interrupted.
+    """
+    splits = load_data(replace(recipe.data, limit=None), search=[data])
     torch.manual_seed(recipe.seed)
     model = build(recipe.teacher, num_classes=len(splits.train.class_names), search=[], where="teacher")
     view = preprocessing_of(model, recipe.teacher, splits.train.channels, None, where="teacher")
     task = Classification(class_names=splits.train.class_names, preprocessing={"student": view})
-    learning = replace(task, augment=Augment(recipe.augment, recipe.seed))
     validation = Loader(
         splits.validation, batch_size=len(splits.validation), seed=0, shuffle=False, drop_last=False
     )
     device = torch.device("cpu")
-    with tempfile.TemporaryDirectory() as scratch:
-        train(
-            Offline(model, None, Objective({}, task.supervised)),
-            Loader(splits.train, batch_size=64, seed=recipe.seed),
-            learning.training_batch,
-            TrainConfig(epochs=TEACHER_EPOCHS, batch_size=64, learning_rate=0.1),
-            precision=choose("float32", device, model),
-            device=device,
-            folder=Path(scratch),
-            observer=Many(),
-            evaluate=lambda network: task.evaluate(network, validation),
-            metric=task.metric,
-            resume=False,
-            seed=recipe.seed,
-        )
-    accuracy = task.evaluate(model, validation)["accuracy"]
-    save_weights(model, folder / "teacher.safetensors", {"trained": json.dumps({"epochs": TEACHER_EPOCHS})})
-    return accuracy
+    trained = train(
+        Offline(model, None, Objective({}, task.supervised)),
+        Loader(splits.train, batch_size=BATCH_SIZE, seed=recipe.seed),
+        replace(task, augment=Augment(recipe.augment, recipe.seed)).training_batch,
+        TrainConfig(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=0.1),
+        precision=choose("float32", device, model),
+        device=device,
+        folder=weights.parent,
+        observer=Many(),
+        evaluate=lambda network: task.evaluate(network, validation),
+        metric=task.metric,
+        resume=True,
+        seed=recipe.seed,
+    )
+    if trained.interrupted:
+        return None
+    save_weights(model, weights, {"epochs": str(epochs)})
+    for checkpoint in weights.parent.glob("step-*.pt"):
+        checkpoint.unlink()
+    return trained.history[-1][task.metric]

@@ -11,12 +11,17 @@ __all__ = ["DigitNet", "student", "teacher"]
 
 
 class DigitNet(nn.Module):
-    """Two convolutions with batch norm, the second at half the size, and a linear layer on the mean.
+    """Convolutions with batch norm at two sizes, the second half the first, and a linear layer on the mean.
 
     Args:
         width: Channels of the first convolution; the second has twice as many.
         blocks: Convolutions at each of the two sizes.
         num_classes: Number of classes.
+
+    Example:
+        >>> sizes = [sum(weight.numel() for weight in net.parameters()) for net in (teacher(), student())]
+        >>> sizes, sizes[0] // sizes[1]
+        ([65834, 5178], 12)
     """
 
     preprocessing = Preprocessing((0.3,), (0.35,))
@@ -51,10 +56,10 @@ class DigitNet(nn.Module):
 
 
 def teacher(num_classes: int = 10) -> DigitNet:
-    """The demo's teacher."""
+    """The demo's teacher: four convolutions, 66 thousand parameters."""
     return DigitNet(32, blocks=2, num_classes=num_classes)
 
 
 def student(num_classes: int = 10) -> DigitNet:
-    """The demo's student."""
-    return DigitNet(8, blocks=1, num_classes=num_classes)
+    """The demo's student: two convolutions, 5 thousand parameters."""
+    return DigitNet(16, blocks=1, num_classes=num_classes)
