@@ -185,6 +185,63 @@ def test_ctrl_c_saves_says_how_to_go_on_and_going_on_ends_the_same(tiny: Any, tm
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+BROKEN_DISK = """
+import os
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+class Images(Dataset):
+    reads = 0
+
+    def __init__(self, part):
+        folder = os.path.join(os.path.dirname(__file__), "blobs")
+        self.images = torch.from_numpy(np.load(f"{folder}/{part}_images.npy"))[:, None]
+        self.labels = np.load(f"{folder}/{part}_labels.npy")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        Images.reads += 1
+        if os.environ["RANK"] == "1" and Images.reads > 5:
+            raise OSError(5, "Input/output error", "lost.png")
+        return self.images[index], int(self.labels[index])
+
+
+def parts():
+    return Images("train"), Images("test")
+"""
+
+
+def test_what_fails_in_one_process_only_is_said_once(tiny: Any, tmp_path: Path) -> None:
+    (tiny.root / "disk.py").write_text(BROKEN_DISK)
+    words = ["run", str(tiny.recipe), "--data", str(tiny.root), "--out", str(tmp_path / "run")]
+    words += ["--set", "data.kind=own", "--set", "data.path=disk.py:parts"]
+    failed = potstill(*words, processes=2)
+    assert failed.returncode != 0
+    ours = [line for line in failed.stderr.splitlines() if "lost.png" in line or "[rank0]" in line]
+    assert len(ours) == 1, failed.stderr
+    assert ours[0].startswith("data.path: ")
+    wrong = potstill(*words, "--set", "distill.kl.temperature=-1", processes=2)
+    assert wrong.stderr.count("distill.kl.temperature: must be > 0, got -1") == 1
+
+
+def test_the_way_on_starts_as_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill import run
+
+    stopped = run.Result(Path("here/it is"), {}, interrupted=True)
+    monkeypatch.setattr(run, "run", lambda *words, **options: stopped)
+    said = "interrupted, and saved; go on with: {} run demo --out 'here/it is' --set seeds=1 --resume\n"
+    words = ["run", "demo", "--set", "seeds=1"]
+    alone = CliRunner().invoke(app, words)
+    assert (alone.exit_code, alone.stderr) == (130, said.format("potstill"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    both = CliRunner().invoke(app, words)
+    assert (both.exit_code, both.stderr) == (130, said.format("torchrun --nproc-per-node 2 -m potstill"))
+
+
 def test_two_processes_run_a_recipe_and_one_writes(tiny: Any, tmp_path: Path) -> None:
     words = ("run", str(tiny.recipe), "--data", str(tiny.root))
     both = potstill(*words, "--out", str(tmp_path / "two"), processes=2)

@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb needs it: ``potstill --help`` answers wi
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -22,6 +23,7 @@ from potstill.errors import UserError
 __all__ = ["app", "main"]
 
 MISTAKE, INTERRUPTED = 2, 130
+_LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # gloo, when a process is gone
 
 app = typer.Typer(
     name="potstill",
@@ -51,15 +53,20 @@ def _reporting(show: bool) -> Iterator[None]:
     except BrokenPipeError:  # the reader, head or less, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:
-        if show:
-            traceback.print_exc()
-        _say(_message(error))
-        raise typer.Exit(MISTAKE) from error
+        raise _stop(_message(error), MISTAKE, show) from error
     except KeyboardInterrupt as error:
-        if show:
-            traceback.print_exc()
-        _say("interrupted")
-        raise typer.Exit(INTERRUPTED) from error
+        raise _stop("interrupted", INTERRUPTED, show) from error
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not _LOST_PEER.search(str(error)):
+            raise
+        raise _stop("stopped: another process failed; its message says why", MISTAKE, show) from error
+
+
+def _stop(line: str, code: int, show: bool) -> typer.Exit:
+    if show:
+        traceback.print_exc()
+    _say(line)
+    return typer.Exit(code)
 
 
 def _message(error: UserError | OSError) -> str:
@@ -71,8 +78,20 @@ def _message(error: UserError | OSError) -> str:
 
 def _say(line: str) -> None:
     """To stderr, once for all processes, and never wrapped."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+    if _is_first(line):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_first(line: str) -> bool:
+    """Whether no other process of this run said it: a mistake may show on one of them only, or on all."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # alone, or without torchrun
+        return os.environ.get("RANK", "0") == "0"
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(  # torchrun's own, which outlives the processes
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    )
+    return int(store.add(f"potstill said: {line}", 1)) == 1
 
 
 def _version(asked: bool) -> None:
@@ -111,9 +130,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, exactly.")] = False,
-    dry: Annotated[
-        bool, typer.Option("--dry", help="Load all, show the plan and its cost; train nothing.")
-    ] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Show the plan and its cost; train nothing.")] = False,
     no_control: Annotated[
         bool, typer.Option("--no-control", help="Do not train the student without distillation: no verdict.")
     ] = False,
@@ -128,9 +145,7 @@ def run(
             print("\n".join(shipped_recipes()))
             return
         if not recipe:
-            raise UserError(
-                "RECIPE", "missing; expected a recipe file or a shipped name (potstill run --list)"
-            )
+            raise UserError("RECIPE", "missing; expected a file or a shipped name (potstill run --list)")
         from potstill.distributed import stop
         from potstill.run import run as run_recipe
 
@@ -145,13 +160,19 @@ def run(
                 control=not no_control,
                 dry=dry,
             )
-            again = ["potstill", "run", recipe, "--out", str(result.folder)]
+            again = [*_launcher(), "run", recipe, "--out", str(result.folder)]
             again += ["--data", str(data)] if data else []
             again += [word for setting in overrides for word in ("--set", setting)]
             again += ["--no-control"] if no_control else []
             _finish(result, [*again, "--resume"])
         finally:
             stop()
+
+
+def _launcher() -> list[str]:
+    """How this process was started, as words to type."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    return ["torchrun", "--nproc-per-node", processes, "-m", "potstill"] if processes != "1" else ["potstill"]
 
 
 def _finish(result: Any, again: list[str]) -> None:
