@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,9 +65,11 @@ def attribute(spec: str, search: Sequence[Path], where: str) -> Any:
     source, colon, name = spec.rpartition(":")
     if not colon or not source or not name:
         raise UserError(where, f"expected module:attribute or file.py:attribute, got {spec!r}")
-    module = (
-        _from_file(find(source, search, where), where) if source.endswith(".py") else _module(source, where)
-    )
+    if source.endswith(".py"):
+        module = _from_file(find(source, search, where), where)
+    else:
+        with _importing_from(search):
+            module = _module(source, where)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -85,8 +89,10 @@ def _module(source: str, where: str) -> ModuleType:
 
 
 def _from_file(path: Path, where: str) -> ModuleType:
-    """Import a file under a name of its own; a second call gives the same module."""
-    name = f"potstill_user_{path.stem}_{abs(hash(path.resolve())):x}"
+    """Import a file under a name of its own: the same module until the file changes."""
+    path = path.resolve()
+    version = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    name = f"potstill_user_{path.stem}_{version}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -95,8 +101,22 @@ def _from_file(path: Path, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before execution, so that its classes can be pickled for workers
     try:
-        spec.loader.exec_module(module)
+        with _importing_from([path.parent]):
+            spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is the user's to read
         del sys.modules[name]
         raise UserError(where, f"running {path} failed: {type(error).__name__}: {error}") from error
     return module
+
+
+@contextlib.contextmanager
+def _importing_from(folders: Sequence[Path]) -> Iterator[None]:
+    """Let imports in the block find modules that lie in ``folders``, after everything installed."""
+    added = [str(folder) for folder in folders if str(folder) not in sys.path]
+    sys.path.extend(added)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
