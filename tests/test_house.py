@@ -217,3 +217,15 @@ def test_make_installs_once_even_where_the_path_has_a_space(tmp_path: Path) -> N
     assert "pip install" not in planned("test")
     os.utime(stamp, (0, 0))
     assert "pip install" in planned("demo")  # pyproject.toml changed since
+
+
+def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    old = tmp_path / "python2"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", "demo", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer: make PYTHON=" in done.stderr
+    assert not (tmp_path / ".venv").exists()
