@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,12 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return found
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link into the page may name: its headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def commands() -> list[str]:
     """Every documented ``potstill ...`` line, without its comment."""
     lines = [
@@ -59,9 +67,15 @@ def test_the_page_of_methods_is_up_to_date() -> None:
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            other = page.parent / name if name else page
+            assert other.is_file(), f"{page.name}: {target}"
+            assert other.stat().st_size > 0, f"{page.name}: {target}"
+            if anchor:
+                assert anchor in anchors(other), f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
@@ -80,6 +94,22 @@ def test_recipes_in_the_docs_are_valid(page: str, text: str) -> None:
     else:
         assert len([line for line in text.splitlines() if line.strip()]) <= 12
     from_mapping(raw)
+
+
+def test_your_own_network_and_data_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for language, name in (("python", "mine.py"), ("yaml", "mine.yaml")):
+        (text,) = [text for _, text in blocks(language) if text.startswith(f"# {name}\n")]
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("POTSTILL_DATA", raising=False)
+    subprocess.run([sys.executable, "mine.py"], check=True)
+    dry = CliRunner().invoke(app, ["run", "mine.yaml", "--dry"])
+    assert dry.exit_code == 0, dry.output
+    done = CliRunner().invoke(app, ["run", "mine.yaml"])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
+    assert result["models"]["teacher"]["accuracy"] > 0.85
+    assert result["models"]["student"]["accuracy"] > 0.75
 
 
 def test_the_readme_shows_the_shipped_recipe() -> None:
