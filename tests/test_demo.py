@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 from collections.abc import Callable
@@ -56,15 +57,13 @@ def test_the_recipe_tells_what_it_does() -> None:
     notes = " ".join(recipe.notes)
     assert (recipe.data.limit, recipe.data.validation, recipe.seeds) == (100, 0.1, 3)
     steps = recipe.train.epochs * (recipe.data.limit // recipe.train.batch_size)
-    for words in (
-        "900 labelled",
-        "for 40 epochs",
-        "other 100",
-        f"the same 100 of those 900, {steps:g} steps",
-    ):
-        start, _, rest = words.partition(", ")
-        assert start in notes
-        assert rest in notes
+    told = (
+        "900 labelled training images, for 40 epochs",
+        "the same 100 of those 900",
+        f"{steps:g} steps each",
+    )
+    assert [words for words in told if words not in notes] == []
+    assert inspect.signature(demo).parameters["teacher_epochs"].default == 40
     assert recipe.augment.crop == 1
     assert "one pixel" in notes
 
@@ -101,6 +100,18 @@ def test_the_run_can_be_loaded_from_elsewhere(
     loaded = load_student(done[0] / "run")
     assert isinstance(loaded.student, digits.DigitNet)
     assert len(loaded.test) == 797
+
+
+def test_the_demo_computes_with_one_thread_and_gives_the_others_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        demo(tmp_path / "out", lambda line: None, overrides=["train.epochs=1", "seeds=1"], teacher_epochs=1)
+        assert torch.get_num_threads() == 2
+        facts = json.loads((tmp_path / "out" / "run" / "environment.json").read_text())
+        assert facts["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_relative_folder_is_remembered_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ recipe ``demo`` runs as any recipe does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -67,6 +68,23 @@ def demo(
         folder.check_same(recipe)
         echo(f"{out} is finished already; remove it to run the demo anew")
         return finished(folder)
+    with _one_thread():
+        return _run(recipe, out, folder, echo, teacher_epochs)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and on a busy machine wait for them for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(recipe: Recipe, out: Path, folder: RunFolder, echo: Echo, teacher_epochs: int) -> Result:
+    """The teacher if it is not there yet, then the run; both go on where they were."""
     watch = Stopwatch()
     data = Path(str(resources.files("potstill") / "data"))
     weights = out / "teacher" / "teacher.safetensors"
@@ -116,7 +134,7 @@ def _train_teacher(recipe: Recipe, data: Path, weights: Path, *, epochs: int) ->
         Offline(model, None, Objective({}, task.supervised)),
         Loader(splits.train, batch_size=BATCH_SIZE, seed=recipe.seed),
         replace(task, augment=Augment(recipe.augment, recipe.seed)).training_batch,
-        TrainConfig(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=0.1),
+        TrainConfig(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=0.1, checkpoint_every=100),
         precision=choose("float32", device, model),
         device=device,
         folder=weights.parent,
