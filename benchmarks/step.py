@@ -32,9 +32,10 @@ from potstill.models.cifar import resnet20, resnet56
 from potstill.models.preprocessing import IMAGENET
 from potstill.objective import Objective
 from potstill.schemes import Offline
-from potstill.train.loop import TrainConfig, Training
+from potstill.train.loop import Training, Wishes
 from potstill.train.observe import MetricsFile
 from potstill.train.precision import Precision, choose
+from potstill.train.settings import TrainConfig
 
 BATCH = 128
 STAGES = ("layer1", "layer2", "layer3")
@@ -142,12 +143,12 @@ class Package:
             evaluate=lambda model: {"accuracy": 0.0},
             metric="accuracy",
         )
-        self.batches = self.training.batches()
+        self.batches = self.training.course.batches(0, prepare)
 
     def step(self) -> float:
         """Seconds of one step."""
         start = time.perf_counter()
-        self.training.advance(next(self.batches), asked=False)
+        self.training.advance(next(self.batches), Wishes())
         return time.perf_counter() - start
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from potstill.data.loader import Loader
 from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.train import TrainConfig, Trained, train
+from potstill.train.course import Prepare
 from potstill.train.observe import Many
 from potstill.train.precision import choose
 
@@ -28,8 +29,8 @@ TERMS: dict[str, Any] = {
 }
 
 
-def network(width: int) -> nn.Module:
-    layers = nn.Conv2d(1, width, 3), nn.Tanh(), nn.Flatten(), nn.Linear(width * 16, 3)
+def network(width: int, dropout: float = 0.0) -> nn.Module:
+    layers = nn.Conv2d(1, width, 3), nn.Tanh(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(width * 16, 3)
     return nn.Sequential(*layers).double()
 
 
@@ -44,7 +45,7 @@ def supervised(signals: Signals, batch: Batch) -> Tensor:
     return cross_entropy(signals.output, batch.target, reduction="none")
 
 
-def prepare(images: Tensor, labels: Tensor, index: Tensor, view: int) -> Batch:
+def in_float64(images: Tensor, labels: Tensor, index: Tensor, view: int) -> Batch:
     return Batch({"student": images.double() / 255}, labels, None, index, view)
 
 
@@ -68,15 +69,18 @@ def train_small(
     config: TrainConfig,
     *,
     terms: dict[str, Any] | None = None,
-    accuracies: list[float] | None = None,
+    accuracies: Iterable[float] = (),
+    prepare: Prepare = in_float64,
+    dropout: float = 0.0,
+    resume: bool = False,
 ) -> tuple[Offline, Trained, Log]:
     """Train the small scheme; ``accuracies`` are what validation finds, epoch by epoch."""
     torch.manual_seed(3)
-    teacher, student = network(6), network(2)
+    teacher, student = network(6), network(2, dropout)
     source = data()
-    example = prepare(*source.__getitems__([0, 1]), 0)
+    example = in_float64(*source.__getitems__([0, 1]), 0)
     scheme = Offline(student, teacher, Objective(terms or TERMS, supervised), example=example).double()
-    found = iter(accuracies or [])
+    found = iter(accuracies)
     log = Log()
     trained = train(
         scheme,
@@ -95,7 +99,7 @@ def train_small(
         observer=log,
         evaluate=lambda model: {"accuracy": next(found, 0.0)},
         metric="accuracy",
-        resume=False,
+        resume=resume,
         seed=1,
     )
     return scheme, trained, log

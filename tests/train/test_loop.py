@@ -1,25 +1,25 @@
-"""The loop: one process or two, one batch or eight, schedules, averages, early stop."""
+"""The loop: one batch or eight, schedules, clipping, averages, early stop, interruptions."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
-from potstill import distributed
 from potstill.errors import UserError
 from potstill.train import TrainConfig
-from potstill.train.optimise import learning_rate
+from potstill.train.optimise import clip_gradients, learning_rate
 
 
 def _load_parts() -> Any:
-    """``parts.py`` beside this file, under a name that spawned processes can import too."""
+    """``parts.py`` beside this file."""
     spec = importlib.util.spec_from_file_location("train_parts", Path(__file__).parent / "parts.py")
     assert spec is not None
     assert spec.loader is not None
@@ -37,35 +37,7 @@ def config(**options: Any) -> TrainConfig:
 
 
 def _weights(scheme: Any) -> dict[str, torch.Tensor]:
-    return {name.replace(".module.", "."): tensor for name, tensor in scheme.state_dict().items()}
-
-
-def _one_of_two(rank: int, store: str, folder: str, options: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    scheme, trained, log = parts.train_small(Path(folder), config(**options))
-    rows = [row["parts"] for row in log.rows if "parts" in row]
-    torch.save({"weights": _weights(scheme), "rows": rows, "last": trained.last_state}, f"{folder}/{rank}.pt")
-    distributed.stop()
-
-
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "batch_size": 4}, {"clip": 0.05}])
-def test_two_processes_equal_one(tmp_path: Path, options: dict[str, Any]) -> None:
-    (tmp_path / "two").mkdir()
-    arguments = (str(tmp_path / "store"), str(tmp_path / "two"), options)
-    multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
-    scheme, trained, log = parts.train_small(tmp_path / "one", config(**options))
-    rows = [row["parts"] for row in log.rows if "parts" in row]
-    assert len(rows) == 5
-    for rank in (0, 1):
-        other = torch.load(tmp_path / "two" / f"{rank}.pt", weights_only=True)
-        for name, tensor in _weights(scheme).items():
-            torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=1e-10)
-        for name, tensor in trained.last_state.items():
-            torch.testing.assert_close(other["last"][name], tensor, rtol=0, atol=1e-10)
-        for mine, theirs in zip(rows, other["rows"], strict=True):
-            assert theirs == pytest.approx(mine, abs=1e-10)
-    assert len(list((tmp_path / "two").glob("step-*.pt"))) == len(list((tmp_path / "one").glob("step-*.pt")))
+    return dict(scheme.state_dict())
 
 
 def test_accumulating_eight_batches_equals_one_big_batch(tmp_path: Path) -> None:
@@ -104,6 +76,40 @@ def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
     assert [learning_rate(settings, step, 10) for step in range(10)] == pytest.approx(expected)
 
 
+def test_cosine_falls_from_the_peak_to_nearly_nothing() -> None:
+    settings = TrainConfig(learning_rate=2.0, warmup=0.2)
+    rates = [learning_rate(settings, step, 50) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10:] == pytest.approx([1 + math.cos(math.pi * step / 40) for step in range(40)])
+
+
+def test_clipping_scales_all_parts_together() -> None:
+    one, other = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    for part, gradient in ((one, 3.0), (other, 4.0)):
+        part.weight.grad = torch.tensor([[gradient]])
+    clip_gradients([one, other], None)
+    assert one.weight.grad.item() == 3.0
+    clip_gradients([one, other], 10.0)
+    assert other.weight.grad.item() == 4.0
+    clip_gradients([one, other], 1.0)
+    assert [one.weight.grad.item(), other.weight.grad.item()] == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
+def test_the_average_follows_its_formula(tmp_path: Path) -> None:
+    """The average after each step, from the weights after each step, typed anew."""
+    states = []
+    for steps in (1, 2, 3):
+        scheme, trained, _ = parts.train_small(
+            tmp_path / str(steps), config(steps=steps, ema=0.7, schedule="constant")
+        )
+        states.append((scheme.student.state_dict(), trained.last_state))
+    for name in states[0][0]:
+        average = states[0][0][name]
+        for plain, kept in states[1:]:
+            average = 0.7 * average + 0.3 * plain[name]
+            torch.testing.assert_close(kept[name], average, rtol=0, atol=1e-12)
+
+
 def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     scheme, trained, _ = parts.train_small(tmp_path, config(ema=0.5))
     plain = scheme.student.state_dict()
@@ -137,6 +143,49 @@ def test_infinite_loss_names_step_part_and_checkpoint(tmp_path: Path) -> None:
         UserError, match=r"not finite at step \d+ of 60: .*hint.*last good checkpoint: .*step-"
     ):
         parts.train_small(tmp_path, config(steps=60, learning_rate=1e6, checkpoint_every=1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["step", "evaluation"])
+def test_an_interruption_at_the_very_end_is_not_lost(
+    tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    """All is trained, but what the caller would do next must not begin."""
+    seen = []
+
+    def prepare(*rows: Any) -> Any:
+        seen.append(rows)
+        if moment == "step" and len(seen) == 3:
+            signal.raise_signal(number)
+        return parts.in_float64(*rows)
+
+    def accuracies() -> Iterator[float]:
+        if moment == "evaluation":
+            signal.raise_signal(number)
+        yield 0.5
+
+    before = signal.getsignal(number)
+    _, trained, _ = parts.train_small(tmp_path, config(steps=3), prepare=prepare, accuracies=accuracies())
+    assert signal.getsignal(number) is before
+    assert trained.interrupted
+    assert trained.steps == 3
+    _, again, _ = parts.train_small(tmp_path, config(steps=3), resume=True)
+    assert not again.interrupted
+    for name, tensor in trained.last_state.items():
+        assert torch.equal(again.last_state[name], tensor)
+
+
+def test_a_new_training_refuses_the_checkpoints_of_another(tmp_path: Path) -> None:
+    parts.train_small(tmp_path, config(steps=2))
+    with pytest.raises(UserError, match="holds checkpoints of another training"):
+        parts.train_small(tmp_path, config(steps=2))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The loss of the last step is fine, only the update is not."""
+    with pytest.raises(UserError, match=r"student: .* is not finite after step 1; there is no checkpoint"):
+        parts.train_small(tmp_path, config(steps=1, learning_rate=1e308, weight_decay=1e300))
+    assert not list(tmp_path.glob("step-*"))
 
 
 def test_schemes_compile(tmp_path: Path) -> None:

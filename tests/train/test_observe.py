@@ -60,12 +60,12 @@ def test_the_bar_shows_parts(capsys: pytest.CaptureFixture[str]) -> None:
     bar = Bar("student-0")
     bar.start(0, 3)
     bar.advance(2)
-    bar.log({"step": 2, "samples_per_second": 100.0, "parts": {"kl": 0.25}})
-    bar.say("a note")
+    bar.log({"step": 2, "samples_per_second": 100.0, "parts": {"kl": 0.25, "[/b]": 2.0}})
+    bar.say("a note [/b]")
     bar.advance(3)
     bar.finish()
     said = capsys.readouterr().out
-    for part in ("student-0", "3/3", "a note"):
+    for part in ("student-0", "3/3", "a note [/b]"):
         assert part in said
 
 
@@ -73,6 +73,7 @@ def test_the_bar_shows_parts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_tensorboard_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     board = TensorBoard(tmp_path / "board")
+    board.start(0, 2)
     board.log({"step": 1, "epoch": 1, "parts": {"kl": 0.5}})
     board.finish()
     assert list((tmp_path / "board").glob("events*"))

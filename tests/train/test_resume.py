@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,22 +75,55 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path: Path, undisturbed: str) 
     assert finish(start(tmp_path, "resume")) == undisturbed
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, undisturbed: str, damage: str) -> None:
-    process = start(tmp_path, "new")
-    wait_for_checkpoints(tmp_path, process, 12)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a killed run left behind, two checkpoints among it."""
+    folder = tmp_path_factory.mktemp("killed")
+    process = start(folder, "new")
+    wait_for_checkpoints(folder, process, 12)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    newest = Checkpoints(tmp_path / "checkpoints").paths()[-1]
+    assert process.returncode == -signal.SIGKILL
+    return folder
+
+
+def damage(folder: Path, how: str) -> Path:
+    newest = Checkpoints(folder / "checkpoints").paths()[-1]
     content = bytearray(newest.read_bytes())
-    if damage == "flipped":
+    if how == "flipped":
         content[len(content) // 2] ^= 1
-    newest.write_bytes({"torn": content[:1000], "flipped": content, "empty": b""}[damage])
-    payload, notes = Checkpoints(tmp_path / "checkpoints").latest()
+    newest.write_bytes({"torn": content[:1000], "flipped": content, "empty": b""}[how])
+    return newest
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, killed: Path, how: str) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    newest = damage(tmp_path / "run", how)
+    payload, notes = Checkpoints(tmp_path / "run" / "checkpoints").latest()
     assert payload is not None
+    assert payload["step"] < int(newest.name.split("-")[1])
     assert newest.name in notes[0]
     assert "damaged" in notes[0]
-    assert finish(start(tmp_path, "resume")) == undisturbed
+
+
+def test_a_run_goes_on_past_a_damaged_checkpoint(tmp_path: Path, killed: Path, undisturbed: str) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    damage(tmp_path / "run", "torn")
+    assert finish(start(tmp_path / "run", "resume")) == undisturbed
+
+
+def test_a_damaged_checkpoint_does_not_push_out_good_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (50, 100):
+        newest = checkpoints.save(step, {"step": step})
+    newest.write_bytes(b"torn")
+    left = tmp_path / f".{newest.stem}.1.partial.pt"  # of a process that was killed while it wrote
+    left.write_bytes(b"half")
+    for step in (60, 70):
+        checkpoints.save(step, {"step": step})
+    assert [path.name.split("-")[1] for path in checkpoints.paths()] == ["00000060", "00000070"]
+    assert not left.exists()
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:

@@ -39,4 +39,5 @@ def watch_interrupts() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None stands for a handler that was not set from Python; nothing can put it back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,56 +1,41 @@
 """The training loop: any scheme, its stages one after the other, its phases within each step.
 
 Where a run stands is a pure function of the step number: the epoch, the batches, the views and the
-learning rate all follow from it, so a resumed run goes on exactly.
+learning rate all follow from it, so a resumed run goes on exactly. What processes must agree on (a wish to
+stop, a checkpoint that is due, a loss that is not finite) travels with sums that they exchange anyway.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from potstill import distributed
-from potstill.batch import Batch, Share
+from potstill.batch import Batch
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
-from potstill.schemes.stages import Stage
 from potstill.train.contract import Scheme, State, Trained
+from potstill.train.course import Course, Prepare, total_steps
 from potstill.train.interrupt import Interrupt, watch_interrupts
+from potstill.train.learners import Learners
 from potstill.train.observe import Observer
-from potstill.train.optimise import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from potstill.train.optimise import learning_rate
 from potstill.train.precision import Precision
 from potstill.train.settings import TrainConfig
-from potstill.train.state import Checkpoints, random_state, restore_random_state
+from potstill.train.state import Checkpoints, random_state, restore_random_state, seed_everything
 
-__all__ = ["Training", "steps_per_epoch", "total_steps", "train"]
+__all__ = ["Training", "Wishes", "total_steps", "train"]
 
-LOGGED_ROWS = 200
 CHECKPOINT_SECONDS = 60.0
 
-Prepare = Callable[[Tensor, Tensor, Tensor, int], Batch]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-
-
-def steps_per_epoch(loader: Loader, config: TrainConfig) -> int:
-    """Optimiser steps of one epoch; the last may have fewer batches to accumulate."""
-    return math.ceil(loader.batches_per_epoch / config.accumulate)
-
-
-def total_steps(loader: Loader, config: TrainConfig) -> int:
-    """Optimiser steps of a training."""
-    if config.steps is not None:
-        return config.steps
-    return max(1, round(config.epochs * steps_per_epoch(loader, config)))
 
 
 def train(
@@ -79,16 +64,17 @@ def train(
         device: Where.
         folder: For the checkpoints.
         observer: Who is told.
-        evaluate: Validation metrics of the student, higher ``metric`` is better.
+        evaluate: Validation metrics of the student, of which a higher ``metric`` is better.
         metric: Which of them decides the best epoch.
-        resume: Go on from the newest whole checkpoint in ``folder``.
+        resume: Go on from the newest whole checkpoint in ``folder``; without one, start anew.
         seed: Of everything random in the networks.
 
     Raises:
         UserError: If the loss or the weights are not finite (step, part and last good checkpoint are
-            named), a worker dies, or a checkpoint cannot be written.
+            named), a worker dies, a checkpoint cannot be written, or ``folder`` holds checkpoints of
+            another training and ``resume`` is off.
     """
-    torch.manual_seed(seed)
+    seed_everything(seed)
     training = Training(
         scheme,
         loader,
@@ -101,14 +87,29 @@ def train(
         evaluate=evaluate,
         metric=metric,
     )
-    if resume:
-        training.restore()
     try:
+        if resume:
+            training.restore()
+        else:
+            training.checkpoints.refuse_others()
         with watch_interrupts() as interrupt:
             training.run(interrupt)
     finally:
         observer.finish()
     return training.result()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What any process may ask for and all then do.
+
+    Attributes:
+        stop: End the training after this step.
+        save: Write a checkpoint after this step.
+    """
+
+    stop: bool = False
+    save: bool = False
 
 
 class Training:
@@ -128,151 +129,101 @@ class Training:
         evaluate: Evaluate,
         metric: str,
     ) -> None:
-        self.scheme, self.loader, self.prepare, self.config = scheme, loader, prepare, config
+        self.scheme, self.prepare, self.config = scheme, prepare, config
         self.precision, self.device, self.observer = precision, device, observer
         self.evaluate, self.metric = evaluate, metric
         self.checkpoints = Checkpoints(folder)
-        self.epoch_steps, self.total = steps_per_epoch(loader, config), total_steps(loader, config)
-        self.log_every = max(1, self.total // LOGGED_ROWS)
-        self.average = self._averaged()
-        self.optimizers = self._optimizers()
+        self.course = Course(loader, config)
+        self.learners = Learners(scheme, config)
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.best: tuple[float, int, State] | None = None
         self.stopped_early = self.interrupted = False
-        self._sums: dict[str, tuple[Tensor, float]] = {}
+        self._sums: dict[str, tuple[float, float]] = {}  # of each part since the last row of figures
         self._since_saved = Stopwatch()
-        self._wrap()
-
-    # What is trained ------------------------------------------------------------------------------
-
-    def _averaged(self) -> AveragedModel | None:
-        if self.config.ema is None:
-            return None
-        rule = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.scheme.student, multi_avg_fn=rule, use_buffers=True)
-
-    def _optimizers(self) -> dict[str, Optimizer]:
-        modules: dict[str, nn.Module] = {}
-        for stage in self.scheme.stages:
-            for phase in stage.phases:
-                modules.update(self.scheme.trainable(stage.name, phase))
-        return {name: make_optimizer(module, self.config) for name, module in modules.items()}
-
-    def _wrap(self) -> None:
-        for name in self.optimizers:
-            if self.config.compile:
-                self.scheme.parts[name].compile()
-            if distributed.world_size() > 1:
-                self.scheme.parts[name] = DistributedDataParallel(self.scheme.parts[name])
-
-    def _bare(self, name: str) -> nn.Module:
-        part = self.scheme.parts[name]
-        return part.module if isinstance(part, DistributedDataParallel) else part
-
-    @property
-    def shown(self) -> nn.Module:
-        """The network that is evaluated and kept."""
-        return self.scheme.student if self.average is None else self.average.module
 
     # The course -----------------------------------------------------------------------------------
 
     def run(self, interrupt: Interrupt) -> None:
         """All steps that are left."""
-        self.observer.start(self.step, self.total)
-        batches = self.batches()
-        while self.step < self.total and not self.interrupted and not self.stopped_early:
+        self.observer.start(self.step, self.course.total)
+        batches = self.course.batches(self.step, self.prepare)
+        while self.step < self.course.total and not self.interrupted and not self.stopped_early:
             watch = Stopwatch()
-            stop = self.advance(next(batches), asked=interrupt.asked)
+            batch = next(batches)
+            late = self._since_saved.seconds > CHECKPOINT_SECONDS
+            agreed = self.advance(batch, Wishes(stop=interrupt.asked, save=late))
             self.seconds += watch.seconds
             self.observer.advance(self.step)
-            if self.step % self.log_every == 0 or self.step == self.total:
+            if self.course.is_logged(self.step):
                 self.log()
-            at_epoch = self.step % self.epoch_steps == 0 or self.step == self.total
-            if at_epoch:
+            if self.course.ends_epoch(self.step):
                 self._evaluate()
-            self.interrupted = stop and self.step < self.total
-            if self._checkpoint_due(at_epoch):
+            self.interrupted = agreed.stop
+            if self._checkpoint_due(agreed):
                 self.save()
+        # A wish that came during the last step or its evaluation still stops what comes after.
+        asked = distributed.sum_floats({"stop": float(interrupt.asked)})["stop"] > 0
+        self.interrupted = self.interrupted or asked
 
-    def batches(self) -> Iterator[list[Batch]]:
-        """The batches of each step that is left, grouped for accumulation."""
-        size = self.config.accumulate
-        while True:
-            epoch, position = divmod(self.step, self.epoch_steps)
-            group: list[Batch] = []
-            left = self.loader.batches_per_epoch - position * size
-            for images, labels, index in self.loader.epoch(epoch, position * size):
-                group.append(self.prepare(images, labels, index, epoch))
-                left -= 1
-                if len(group) == size or left == 0:
-                    yield group
-                    group = []
-
-    def _stage(self) -> Stage:
-        """The stage that this step belongs to."""
-        done, progress = 0.0, self.step / self.total
-        for stage in self.scheme.stages:
-            done += stage.share
-            if progress < done:
-                return stage
-        return self.scheme.stages[-1]
-
-    def advance(self, batches: list[Batch], *, asked: bool) -> bool:
-        """One optimiser step of each phase; whether any process was asked to stop."""
-        stage, stop = self._stage(), asked
-        self.scheme.progress = self.step / self.total
-        set_learning_rate(self.optimizers.values(), learning_rate(self.config, self.step, self.total))
+    def advance(self, batches: list[Batch], wishes: Wishes) -> Wishes:
+        """One optimiser step of each phase; gives what all processes together wish."""
+        stage = self.course.stage(self.scheme.stages, self.step)
+        self.scheme.progress = self.step / self.course.total
+        self.learners.set_learning_rate(learning_rate(self.config, self.step, self.course.total))
+        agreed = wishes
         for phase in stage.phases:
-            counts: dict[str, float] = {"": float(asked)}  # the empty name carries the wish to stop
-            for batch in batches:
-                for name, count in self.scheme.counts(batch, phase).items():
-                    counts[name] = counts.get(name, 0.0) + count
-            counts = distributed.sum_floats(counts)
-            stop = counts.pop("") > 0
+            counts, agreed = self._counts(batches, phase, wishes)
             names = self.scheme.trainable(stage.name, phase)
+            sums: dict[str, Tensor] = {}
             for number, batch in enumerate(batches):
-                with self._synchronised(names, last=number == len(batches) - 1):
-                    self._backward(batch, phase, counts)
-            clip_gradients((self._bare(name) for name in names), self.config.clip)
-            for name in names:
-                self.optimizers[name].step()
-                self.optimizers[name].zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.scheme.student)
+                with self.learners.synchronised(names, last=number == len(batches) - 1):
+                    self._backward(batch, phase, counts, sums)
+            self._take(sums, counts)
+            self.learners.update(names)
+        self.learners.update_average()
         self.step += 1
-        return stop
+        return agreed
 
-    @contextlib.contextmanager
-    def _synchronised(self, names: Mapping[str, nn.Module], *, last: bool) -> Iterator[None]:
-        """Let DDP exchange gradients after the last batch of a step only."""
-        with contextlib.ExitStack() as stack:
-            for name in names:
-                part = self.scheme.parts[name]
-                if isinstance(part, DistributedDataParallel) and not last:
-                    stack.enter_context(part.no_sync())
-            yield
+    def _counts(self, batches: list[Batch], phase: str, wishes: Wishes) -> tuple[dict[str, float], Wishes]:
+        """What each part is divided by, over all batches of the step and all processes; and the wishes."""
+        counts: dict[str, float] = {}
+        for batch in batches:
+            for name, count in self.scheme.counts(batch, phase).items():
+                counts[name] = counts.get(name, 0.0) + count
+        asked = {"stop": float(wishes.stop), "save": float(wishes.save)}
+        joint = distributed.sum_floats({**{f"part {name}": counts[name] for name in counts}, **asked})
+        agreed = Wishes(stop=joint["stop"] > 0, save=joint["save"] > 0)
+        return {name: joint[f"part {name}"] for name in counts}, agreed
 
-    def _backward(self, batch: Batch, phase: str, counts: Mapping[str, float]) -> None:
+    def _backward(
+        self, batch: Batch, phase: str, counts: Mapping[str, float], sums: dict[str, Tensor]
+    ) -> None:
+        """Gradients of one batch; adds each part's total to ``sums``, without waiting for the device."""
         with self.precision.autocast(self.device):
             step = self.scheme(batch, phase)
         loss = step.loss_over(counts) * distributed.world_size()  # DDP takes the mean over processes
-        if not math.isfinite(loss.item()):
-            self._stop_not_finite(step.parts)
         loss.backward()  # type: ignore[no-untyped-call]
-        for name, part in step.parts.items():
-            total, count = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = (part.total.detach() + total, part.count + count)
+        totals = {name: part.total.detach() for name, part in step.parts.items()}
+        for name, total in {**totals, "": loss.detach()}.items():
+            sums[name] = sums[name] + total if name in sums else total
 
-    def _stop_not_finite(self, parts: Mapping[str, Share]) -> None:
-        bad = [name for name, part in parts.items() if not math.isfinite(part.total.item())]
-        named = ", ".join(bad) or "the sum of the parts"
-        raise UserError(
-            "train",
-            f"the loss is not finite at step {self.step + 1} of {self.total}: {named}; {self._last_good()}; "
-            "a lower train.learning_rate or train.clip usually helps",
-        )
+    def _take(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        """Sum the parts over processes and check them: the one wait for the device in a step."""
+        joint = distributed.sum_tensor(torch.stack([total.double() for total in sums.values()])).tolist()
+        bad = [name for name, total in zip(sums, joint, strict=True) if not math.isfinite(total)]
+        if bad:
+            named = ", ".join(filter(None, bad)) or "the sum of the parts"
+            raise UserError(
+                "train",
+                f"the loss is not finite at step {self.step + 1} of {self.course.total}: {named}; "
+                f"{self._last_good()}; a lower train.learning_rate or train.clip usually helps",
+            )
+        for name, total in zip(sums, joint, strict=True):
+            if name:
+                before, count = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (before + total, count + counts[name])
 
     def _last_good(self) -> str:
         paths = self.checkpoints.paths()
@@ -282,67 +233,61 @@ class Training:
 
     def log(self) -> None:
         """Tell the observer the mean of each part of the loss since the last call."""
-        sums = {name: float(total) for name, (total, _) in self._sums.items()}
-        counts = {f"count {name}": count for name, (_, count) in self._sums.items()}
-        both = distributed.sum_floats({**sums, **counts})
+        parts = {name: total / max(count, 1.0) for name, (total, count) in self._sums.items()}
         self._sums = {}
         self.observer.log(
             {
                 "step": self.step,
-                "epoch": (self.step - 1) // self.epoch_steps + 1,
-                "learning_rate": learning_rate(self.config, self.step - 1, self.total),
+                "epoch": self.course.epoch(self.step),
+                "learning_rate": learning_rate(self.config, self.step - 1, self.course.total),
                 "samples_per_second": self._rate(),
-                "parts": {name: both[name] / max(both[f"count {name}"], 1.0) for name in sums},
+                "parts": parts,
             }
         )
 
     def _rate(self) -> float:
-        samples = self.step * self.loader.batches_per_epoch * self.loader.batch_size / self.epoch_steps
-        return samples / max(self.seconds, 1e-9)
+        return self.course.samples(self.step) / max(self.seconds, 1e-9)
 
     def _evaluate(self) -> None:
         """Validation metrics, the best epoch so far, and whether patience is at its end."""
-        epoch = (self.step - 1) // self.epoch_steps + 1
-        if self.history and self.history[-1]["step"] == self.step:
-            return
-        distributed.broadcast_buffers(self.shown)
-        row = {"epoch": float(epoch), "step": float(self.step), **self.evaluate(self.shown)}
+        epoch, shown = self.course.epoch(self.step), self.learners.shown
+        distributed.broadcast_buffers(shown)
+        row = {"epoch": float(epoch), "step": float(self.step), **self.evaluate(shown)}
         self.history.append(row)
         self.observer.log({**row, "step": self.step, "epoch": epoch})
         if self.best is None or row[self.metric] > self.best[0]:
-            self.best = (row[self.metric], len(self.history), _cpu(self.shown.state_dict()))
+            self.best = (row[self.metric], len(self.history), self.learners.kept())
         patience = self.config.patience
         self.stopped_early = patience is not None and len(self.history) - self.best[1] >= patience
 
-    def _checkpoint_due(self, at_epoch: bool) -> bool:
-        if self.step == self.total or self.interrupted or self.stopped_early:
+    def _checkpoint_due(self, agreed: Wishes) -> bool:
+        if self.step == self.course.total or self.interrupted or self.stopped_early:
             return True
         if self.config.checkpoint_every is not None:
             return self.step % self.config.checkpoint_every == 0
-        return at_epoch or self._since_saved.seconds > CHECKPOINT_SECONDS
+        return agreed.save or self.course.ends_epoch(self.step)
 
     def save(self) -> None:
         """Write a checkpoint on the main rank."""
-        self._since_saved = Stopwatch()
-        for name, parameter in self.scheme.student.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise UserError("train", f"{name} is not finite after step {self.step}; {self._last_good()}")
+        name = self.learners.first_not_finite()
+        if name is not None:
+            raise UserError("train", f"{name} is not finite after step {self.step}; {self._last_good()}")
+        payload = self._payload()
         if distributed.is_main():
-            self.checkpoints.save(self.step, self._payload())
+            self.checkpoints.save(self.step, payload)
         distributed.barrier()
+        self._since_saved = Stopwatch()
 
     def _payload(self) -> dict[str, Any]:
         return {
+            **self.learners.state(),
             "step": self.step,
-            "parts": {name: self._bare(name).state_dict() for name in self.optimizers},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "average": None if self.average is None else self.average.state_dict(),
-            "random": random_state(),
+            "random": distributed.gather_objects(random_state()),
             "history": self.history,
             "best": self.best,
             "seconds": self.seconds,
             "stopped_early": self.stopped_early,
-            "sums": {name: (total, count) for name, (total, count) in self._sums.items()},
+            "sums": self._sums,
         }
 
     def restore(self) -> None:
@@ -352,21 +297,16 @@ class Training:
             self.observer.say(note)
         if payload is None:
             return
-        for name, optimizer in self.optimizers.items():
-            self._bare(name).load_state_dict(payload["parts"][name])
-            optimizer.load_state_dict(payload["optimizers"][name])
-        if self.average is not None:
-            self.average.load_state_dict(payload["average"])
-        restore_random_state(payload["random"])
+        self.learners.restore(payload)
+        states = payload["random"]  # one a process
+        restore_random_state(states[distributed.rank() % len(states)])
         self.step, self.history, self.best = payload["step"], payload["history"], payload["best"]
         self.seconds, self.stopped_early = payload["seconds"], payload["stopped_early"]
-        self._sums = {
-            name: (total.to(self.device), count) for name, (total, count) in payload["sums"].items()
-        }
+        self._sums = payload["sums"]
 
     def result(self) -> Trained:
         """What :func:`train` returns."""
-        last = _cpu(self.shown.state_dict())
+        last = self.learners.kept()
         return Trained(
             last_state=last,
             best_state=last if self.best is None else self.best[2],
@@ -377,7 +317,3 @@ class Training:
             samples_per_second=self._rate(),
             interrupted=self.interrupted,
         )
-
-
-def _cpu(state: Mapping[str, Tensor]) -> State:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}

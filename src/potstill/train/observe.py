@@ -56,12 +56,12 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[parts]}"),
+            TextColumn("{task.fields[parts]}", markup=False),  # a user names the parts
             refresh_per_second=4,
         )
         self._task = self._progress.add_task(title, start=False, rate="", parts="")
@@ -196,10 +196,14 @@ class TensorBoard:
             raise UserError(
                 "train.tensorboard", "tensorboard is not installed: pip install 'potstill[tensorboard]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder))
+        self._open = SummaryWriter
+        self._folder = folder
+        self._writer: Any = None
 
     def start(self, step: int, total: int) -> None:
-        """Nothing: rows carry their steps."""
+        """Open the file; what an earlier one says of later steps is not shown."""
+        del total
+        self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def advance(self, step: int) -> None:
         """Nothing: steps are logged in rows."""
@@ -215,7 +219,8 @@ class TensorBoard:
 
     def finish(self) -> None:
         """Write out what is buffered."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Many:

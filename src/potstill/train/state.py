@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from potstill import distributed
 from potstill.errors import UserError
 from potstill.files import write_bytes
 
-__all__ = ["Checkpoints", "random_state", "restore_random_state"]
+__all__ = ["Checkpoints", "random_state", "restore_random_state", "seed_everything"]
 
 DIGITS = 16
 
@@ -43,6 +44,9 @@ class Checkpoints:
     def save(self, step: int, payload: dict[str, Any]) -> Path:
         """Write a checkpoint aside, rename it, then remove all but the newest.
 
+        Files of later steps go too: damaged ones that a resumed training passed over. So does what a
+        killed process left half written.
+
         Raises:
             UserError: If the disk is full or the folder cannot be written; older checkpoints stay.
         """
@@ -52,9 +56,23 @@ class Checkpoints:
         digest = hashlib.sha256(content).hexdigest()[:DIGITS]
         path = self.folder / f"step-{step:08d}-{digest}.pt"
         write_bytes(path, content)
-        for old in self.paths()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        before = [other for other in self.paths() if _step_of(other) < step]
+        kept = {path, *before[max(0, len(before) - self.keep + 1) :]}
+        for other in [*self.paths(), *self.folder.glob(".step-*.partial.pt")]:
+            if other not in kept:
+                other.unlink(missing_ok=True)
         return path
+
+    def refuse_others(self) -> None:
+        """Make sure that a training that starts anew finds no checkpoints of another one.
+
+        Raises:
+            UserError: If there are any.
+        """
+        if self.paths():
+            raise UserError(
+                str(self.folder), "holds checkpoints of another training; go on with it or use another folder"
+            )
 
     def latest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest whole checkpoint, and a note for each damaged one that was passed over.
@@ -90,6 +108,18 @@ class Checkpoints:
         except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
             return None
         return payload
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.split("-")[1])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every random generator that :func:`random_state` knows; each process draws its own numbers."""
+    rank = distributed.rank()
+    torch.manual_seed(seed + rank * 0x9E3779B1)  # must differ in the low 32 bits: the CPU uses no others
+    random.seed(f"{seed}/{rank}")
+    np.random.seed([seed, rank])
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""What learns in a training: the parts of a scheme, their optimisers, and the student's average."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from potstill import distributed
+from potstill.train.contract import Scheme
+from potstill.train.optimise import clip_gradients, make_optimizer, set_learning_rate
+from potstill.train.settings import TrainConfig
+
+__all__ = ["Learners"]
+
+
+class Learners:
+    """The trainable parts of a scheme, compiled and spread over processes as asked.
+
+    Args:
+        scheme: Its ``parts`` are wrapped in place where there are several processes.
+        config: Optimiser, clipping, averaging, compilation.
+
+    Attributes:
+        optimizers: One per trainable part, by the part's name.
+    """
+
+    def __init__(self, scheme: Scheme, config: TrainConfig) -> None:
+        self._scheme = scheme
+        self._clip = config.clip
+        self._average = _averaged(scheme.student, config.ema)
+        modules: dict[str, nn.Module] = {}
+        for stage in scheme.stages:
+            for phase in stage.phases:
+                modules.update(scheme.trainable(stage.name, phase))
+        self.optimizers: dict[str, Optimizer] = {
+            name: make_optimizer(module, config) for name, module in modules.items()
+        }
+        for name in self.optimizers:
+            if config.compile:
+                scheme.parts[name].compile()
+            if distributed.world_size() > 1:
+                scheme.parts[name] = DistributedDataParallel(scheme.parts[name])
+
+    @property
+    def shown(self) -> nn.Module:
+        """The network that is evaluated and kept: the average, where there is one."""
+        return self._scheme.student if self._average is None else self._average.module
+
+    def set_learning_rate(self, value: float) -> None:
+        """Give all optimisers one learning rate."""
+        set_learning_rate(self.optimizers.values(), value)
+
+    @contextlib.contextmanager
+    def synchronised(self, names: Iterable[str], *, last: bool) -> Iterator[None]:
+        """Let processes exchange gradients after the last batch of a step only."""
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                part = self._scheme.parts[name]
+                if isinstance(part, DistributedDataParallel) and not last:
+                    stack.enter_context(part.no_sync())
+            yield
+
+    def update(self, names: Iterable[str]) -> None:
+        """Let the parts ``names`` take one step along their gradients, and forget the gradients."""
+        names = list(names)
+        clip_gradients((self._bare(name) for name in names), self._clip)
+        for name in names:
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad(set_to_none=True)
+
+    def update_average(self) -> None:
+        """Let the average follow the student."""
+        if self._average is not None:
+            self._average.update_parameters(self._scheme.student)
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first weight or statistic that is infinite or not a number."""
+        for name in self.optimizers:
+            for key, tensor in self._bare(name).state_dict().items():
+                if not bool(torch.isfinite(tensor).all()):
+                    return f"{name}: {key.removeprefix('tapped.model.')}"
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint needs to know of what learns."""
+        return {
+            "parts": {name: self._bare(name).state_dict() for name in self.optimizers},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "average": None if self._average is None else self._average.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put everything back to what :meth:`state` gave."""
+        for name, optimizer in self.optimizers.items():
+            self._bare(name).load_state_dict(state["parts"][name])
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    def kept(self) -> dict[str, Tensor]:
+        """A copy of the state dict of :attr:`shown` on the CPU."""
+        return {
+            name: tensor.detach().to("cpu", copy=True) for name, tensor in self.shown.state_dict().items()
+        }
+
+    def _bare(self, name: str) -> nn.Module:
+        part = self._scheme.parts[name]
+        return part.module if isinstance(part, DistributedDataParallel) else part
+
+
+def _averaged(student: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(student, multi_avg_fn=rule, use_buffers=True)
