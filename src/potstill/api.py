@@ -104,7 +104,7 @@ def distill(
         ]
     recipe = from_mapping(raw)
     folder = RunFolder(Path(out).resolve())
-    if resume and folder.finished:
+    if resume and folder.finished and folder.report.is_file():
         folder.check_same(recipe)
         return finished(folder, _fresh(student)())
     experiment = _experiment(recipe, student, teacher, train, validation, test, class_names, preprocessing)

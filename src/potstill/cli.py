@@ -248,4 +248,12 @@ def methods(
 
 def main() -> None:
     """Entry point of ``potstill`` and of ``python -m potstill``."""
-    app()
+    try:
+        app()
+    except SystemExit as leaving:
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            raise
+        # One of several processes: gloo's threads may outlive the interpreter, and abort it as it unloads.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))

@@ -104,7 +104,7 @@ def run(
     say: Echo = echo if distributed.is_main() else _silent
     loaded = load(recipe, overrides)
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
-    if resume and folder.finished:
+    if resume and folder.finished and folder.report.is_file():
         folder.check_same(loaded)
         say(f"{folder.path} is finished already")
         return finished(folder)
