@@ -1,14 +1,13 @@
-"""The contract that every loss keeps. A new loss is one row in ``ROWS``, one oracle and one golden number
-in ``tests/losses``.
+"""The contract that every loss keeps. A new loss is one row in its family's ``rows_*.py``, one oracle and
+one golden number in ``tests/losses``.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,54 +18,14 @@ from torch import Tensor
 from potstill import distributed, losses
 from potstill.losses import spec_of
 from potstill.losses.reduce import masked_mean
+from tests.contracts.row import Pair, Row, logits
 
-Pair = tuple[Tensor, Tensor]
-
-
-def _pair(shape: tuple[int, ...], seed: int, scale: float) -> Pair:
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    return student * scale, teacher * scale
-
-
-def logits(count: int = 6) -> Pair:
-    """Student's and teacher's logits ``(N, 5)``, float64."""
-    return _pair((count, 5), seed=0, scale=2.0)
-
-
-def maps(count: int = 6) -> Pair:
-    """Maps ``(N, 3, 4, 4)``, float64."""
-    return _pair((count, 3, 4, 4), seed=1, scale=1.0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one loss is called in the suite.
-
-    Attributes:
-        example: Makes student's and teacher's tensors.
-        options: Options to test with.
-        inductor: Whether it is also compiled with inductor (slow: three losses).
-    """
-
-    example: Callable[[int], Pair]
-    options: dict[str, Any] = field(default_factory=dict)
-    inductor: bool = False
-
-
+# Each family of losses has a file of rows beside this one.
+FILES = sorted(path.stem for path in Path(__file__).parent.glob("rows_*.py"))
 ROWS: dict[str, Row] = {
-    "kl": Row(logits, inductor=True),
-    "kl standardize": Row(logits, {"standardize": True, "temperature": 2.0}),
-    "kl T1": Row(logits, {"temperature": 1.0}),
-    "soft_cross_entropy": Row(logits),
-    "soft_cross_entropy T1": Row(logits, {"temperature": 1.0}),
-    "hard_cross_entropy": Row(logits),
-    "probability_mse": Row(logits),
-    "logit_mse": Row(logits),
-    "feature_mse": Row(maps, inductor=True),
-    "feature_cosine": Row(maps),
-    "attention_transfer": Row(maps, inductor=True),
-    "attention_transfer paper": Row(maps, {"variant": "paper"}),
+    name: row
+    for file in FILES
+    for name, row in importlib.import_module(f"tests.contracts.{file}").ROWS.items()
 }
 
 
@@ -76,8 +35,26 @@ def function_of(name: str) -> Callable[..., Tensor]:
     return function
 
 
-def call(name: str, student: Tensor, teacher: Tensor, where: Tensor | None = None) -> Tensor:
-    return function_of(name)(student, teacher, where=where, **ROWS[name].options)
+def call(
+    name: str,
+    student: Tensor,
+    teacher: Tensor,
+    where: Tensor | None = None,
+    function: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    function, row = function or function_of(name), ROWS[name]
+    if row.call is not None:
+        return row.call(function, student, teacher, where, row.options)
+    return function(student, teacher, where=where, **row.options)
+
+
+def over_set(name: str) -> bool:
+    return spec_of(function_of(name)).over_set
+
+
+def mean_of(name: str, values: Tensor, where: Tensor | None = None) -> Tensor:
+    """The value of a batch: a loss over a set gives it, others are averaged."""
+    return values if over_set(name) else masked_mean(values, where)
 
 
 def test_every_loss_has_a_row() -> None:
@@ -87,12 +64,13 @@ def test_every_loss_has_a_row() -> None:
 @pytest.mark.parametrize("name", losses.__all__)
 def test_options_are_keywords_with_types_and_a_declaration(name: str) -> None:
     parameters = list(inspect.signature(getattr(losses, name)).parameters.values())
-    assert [parameter.name for parameter in parameters[:2]] == ["student", "teacher"]
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[2:])
+    spec = spec_of(getattr(losses, name))
+    tensors = ["student", "teacher", *["target"] * spec.target]
+    assert [parameter.name for parameter in parameters[: len(tensors)]] == tensors
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters[len(tensors) :])
     assert all(parameter.annotation is not parameter.empty for parameter in parameters)
     assert "where" in {parameter.name for parameter in parameters}
     assert "reduction" not in {parameter.name for parameter in parameters}
-    spec = spec_of(getattr(losses, name))
     assert spec.weight > 0
     assert spec.reason if not (spec.zero_at_equality and spec.non_negative) else True
 
@@ -109,7 +87,7 @@ def test_one_value_per_prediction_never_negative_and_zero_at_equality(name: str)
     student, teacher = ROWS[name].example(6)
     spec = spec_of(function_of(name))
     values = call(name, student, teacher)
-    assert values.shape == (6,)
+    assert values.shape == (() if over_set(name) else (6,))
     if spec.non_negative:
         assert bool((values >= -1e-12).all())
     equal = call(name, teacher, teacher)
@@ -195,9 +173,10 @@ def test_a_mask_is_a_subset(name: str) -> None:
     where = torch.tensor([True, False, True, True, False, True])
     values = call(name, student, teacher, where)
     subset = call(name, student[where], teacher[where])
-    torch.testing.assert_close(values[where], subset)
-    assert bool((values[~where] == 0).all())
-    torch.testing.assert_close(masked_mean(values, where), subset.mean())
+    if not over_set(name):
+        torch.testing.assert_close(values[where], subset)
+        assert bool((values[~where] == 0).all())
+    torch.testing.assert_close(mean_of(name, values, where), subset.mean())
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -228,7 +207,7 @@ def test_all_masked_gives_zero_and_a_zero_gradient(name: str) -> None:
     student, teacher = ROWS[name].example(4)
     student.requires_grad_()
     where = torch.zeros(4, dtype=torch.bool)
-    mean = masked_mean(call(name, student, teacher, where), where)
+    mean = mean_of(name, call(name, student, teacher, where), where)
     mean.backward()
     assert float(mean.detach()) == 0.0
     assert student.grad is not None
@@ -249,7 +228,7 @@ def test_compiled_equals_eager(name: str) -> None:
     where = torch.tensor([True, False, True, True, False, True])
     compiled = torch.compile(function_of(name), backend="aot_eager", fullgraph=True)
     try:
-        values = compiled(student, teacher, where=where, **ROWS[name].options)
+        values = call(name, student, teacher, where, compiled)
     finally:
         torch._dynamo.reset()
     expected = call(name, student, teacher, where)
@@ -263,7 +242,8 @@ def test_compiled_equals_eager(name: str) -> None:
 def test_inductor_equals_eager(name: str) -> None:
     student, teacher = (tensor.float() for tensor in ROWS[name].example(6))
     try:
-        values = torch.compile(function_of(name), fullgraph=True)(student, teacher, **ROWS[name].options)
+        compiled = torch.compile(function_of(name), fullgraph=True)
+        values = call(name, student, teacher, function=compiled)
     finally:
         torch._dynamo.reset()
     torch.testing.assert_close(values, call(name, student, teacher), rtol=1e-5, atol=1e-6)
@@ -278,8 +258,10 @@ def _half(rank: int, store: str, folder: str) -> None:
         student, teacher = ROWS[name].example(6)
         mine = slice(3 * rank, 3 * rank + 3)
         student = student[mine].clone().requires_grad_()
-        # One global mean: the local sum over the global count, as the loop divides.
-        loss = call(name, student, teacher[mine]).sum() / 6
+        if over_set(name):  # every process computes the joint batch's value; each has half a say in it
+            loss = call(name, distributed.gather(student), distributed.gather(teacher[mine])) / 2
+        else:  # one global mean: the local sum over the global count, as the loop divides
+            loss = call(name, student, teacher[mine]).sum() / 6
         loss.backward()
         found[name] = (distributed.sum_tensor(loss.detach()), student.grad)
     torch.save(found, f"{folder}/{rank}.pt")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 __all__ = ["LossSpec", "Positive", "Range", "Unit", "matches", "spec_of"]
 
-Signal = Literal["logits", "maps", "features"]
+Signal = Literal["logits", "maps", "features", "vectors", "tokens", "attention", "gradients"]
+Spans = Literal["each", "neighbours", "all"]
+Place = Literal["stages", "middle", "last"]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -35,11 +37,18 @@ class LossSpec:
     """What a loss declares of itself.
 
     Attributes:
-        signal: What it compares: ``logits`` (N, C), ``maps`` (N, C, H, W), or ``features`` (maps,
-            tokens (N, L, C) or vectors (N, C)).
+        signal: What it compares: ``logits`` (N, C), ``maps`` (N, C, H, W), ``tokens`` (N, L, C),
+            ``vectors`` (N, C) (maps and tokens are averaged over their positions first), ``features``
+            (any of these three), ``attention`` (N, heads, L, L), or ``gradients``: pairs of logits and
+            the tensor to differentiate by.
         weight: Default weight beside the supervised loss.
         labels: Default weight of the supervised loss beside it (0.1 beside ``kl``, else 1).
         over_set: The loss compares a whole batch and returns a 0-d tensor.
+        target: It takes the labels, ``(N,)``, as a third argument.
+        spans: How many of the planned layers one call sees: ``each`` pair alone, two ``neighbours``
+            (``student`` and ``teacher`` are then pairs of tensors), or ``all`` (tuples).
+        at: Which layers ``layers: auto`` takes: the end of all ``stages``, the ``middle`` or the ``last``.
+        learns: For what has parameters or memory: the module that calls this function.
         adapter: The student's tensor goes through an adapter when its shape differs.
         combine: How the values of several layers become one: ``sum`` or ``mean``.
         zero_at_equality: 0 where the student equals the teacher.
@@ -51,37 +60,20 @@ class LossSpec:
     weight: float
     labels: float = 1.0
     over_set: bool = False
+    target: bool = False
+    spans: Spans = "each"
+    at: Place = "stages"
     adapter: bool = False
+    learns: type | None = None
     combine: Literal["sum", "mean"] = "mean"
     zero_at_equality: bool = True
     non_negative: bool = True
     reason: str = ""
 
 
-def matches(
-    signal: Signal,
-    *,
-    weight: float,
-    labels: float = 1.0,
-    over_set: bool = False,
-    adapter: bool = False,
-    combine: Literal["sum", "mean"] = "mean",
-    zero_at_equality: bool = True,
-    non_negative: bool = True,
-    reason: str = "",
-) -> Callable[[Function], Function]:
-    """Decorate a loss function with its :class:`LossSpec`."""
-    spec = LossSpec(
-        signal=signal,
-        weight=weight,
-        labels=labels,
-        over_set=over_set,
-        adapter=adapter,
-        combine=combine,
-        zero_at_equality=zero_at_equality,
-        non_negative=non_negative,
-        reason=reason,
-    )
+def matches(signal: Signal, *, weight: float, **declared: Any) -> Callable[[Function], Function]:
+    """Decorate a loss function with its :class:`LossSpec`, whose other fields are ``declared``."""
+    spec = LossSpec(signal=signal, weight=weight, **declared)
 
     def declare(function: Function) -> Function:
         function.__potstill__ = spec  # type: ignore[attr-defined]
