@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"pairing"},
     {"terms"},
     {"layers"},
+    {"comparison"},
     {"objective"},
     {"augment", "models", "data", "teachers"},
     {"tasks", "schemes"},

@@ -29,6 +29,7 @@ class PlannedPair:
         adapter: What the adapter does, in words; empty without one.
         reason: Why these two layers.
         key: Where the student's tensor stands among its taps: its path, or its adapter's key.
+        matcher: Key of the module of a loss that learns; empty for the others.
     """
 
     term: str
@@ -39,6 +40,7 @@ class PlannedPair:
     adapter: str
     reason: str
     key: str
+    matcher: str = ""
 
     def describe(self) -> str:
         """The pair in one line: layers and shapes without the batch, adapter, reason."""
@@ -48,7 +50,10 @@ class PlannedPair:
 
 
 def plan_layers(
-    terms: Sequence[Term], student: Sequence[LayerShape], teacher: Sequence[LayerShape]
+    terms: Sequence[Term],
+    student: Sequence[LayerShape],
+    teacher: Sequence[LayerShape],
+    samples: int | None = None,
 ) -> tuple[list[PlannedPair], nn.ModuleDict]:
     """Decide what is compared with what, and make the adapters.
 
@@ -56,9 +61,11 @@ def plan_layers(
         terms: The terms of the objective; those that compare logits need no layers.
         student: What :func:`~potstill.pairing.record` gave for the student.
         teacher: What it gave for the teacher.
+        samples: Size of the training set, for losses that remember every sample.
 
     Returns:
-        The plan, in the order of the terms, and the adapters by key (``term:0``).
+        The plan, in the order of the terms, and by key the adapters (``term:0``) and the modules of
+        losses that learn (``term:0:matcher``).
 
     Raises:
         UserError: If layers cannot be found, tapped or compared.
@@ -70,31 +77,70 @@ def plan_layers(
         if term.signal == "logits":
             continue
         where = f"{term.where}.layers"
-        for place, pair in enumerate(_pairs(term, student, teacher)):
+        pairs = _pairs(term, student, teacher)
+        _check_spans(term, pairs)
+        for place, pair in enumerate(pairs):
             shapes = ours[pair.student].shape, theirs[pair.teacher].shape
             _check_signal(term, pair, shapes)
             adapter = adapters.build(*shapes, where=where) if term.spec.adapter else None
-            key = pair.student if adapter is None else f"{term.name.replace('.', '_')}:{place}"
+            name = f"{term.name.replace('.', '_')}:{place}"
             if adapter is not None:
-                made[key] = adapter
+                made[name] = adapter
+            key = pair.student if adapter is None else name
             text = "" if adapter is None else adapter.describe()
-            plan.append(PlannedPair(term.name, pair.student, pair.teacher, *shapes, text, pair.reason, key))
+            matcher = f"{name}:matcher" if term.spec.learns is not None else ""
+            if term.spec.learns is not None:
+                made[matcher] = _matcher(term, *shapes, samples)
+            plan.append(
+                PlannedPair(term.name, pair.student, pair.teacher, *shapes, text, pair.reason, key, matcher)
+            )
     return plan, made
 
 
+def _matcher(
+    term: Term, student: tuple[int, ...], teacher: tuple[int, ...], samples: int | None
+) -> nn.Module:
+    assert term.spec.learns is not None, "only losses that learn have a module"
+    if term.signal == "vectors":
+        student, teacher = ((shape[0], shape[1 if len(shape) == 4 else -1]) for shape in (student, teacher))
+    try:
+        made: nn.Module = term.spec.learns(student, teacher, samples=samples, **term.options)
+    except ValueError as error:
+        raise UserError(term.where, str(error)) from error
+    return made
+
+
+def _check_spans(term: Term, pairs: Sequence[Pair]) -> None:
+    if term.spec.spans != "each" and len(pairs) < 2:
+        names = ", ".join(f"'{pair.student}' with '{pair.teacher}'" for pair in pairs)
+        raise UserError(
+            f"{term.where}.layers",
+            f"{term.config.loss} relates layers of one network: expected at least two pairs, got {names}",
+        )
+
+
+NEEDED = {"maps": ("maps",), "tokens": ("tokens",), "attention": ("maps",)}
+"""Kinds of tensors (see :func:`~potstill.adapters.kind_of`) that a signal may have; the others take all."""
+
+
 def _check_signal(term: Term, pair: Pair, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    if term.signal != "maps":
-        return
+    needed = NEEDED.get(term.signal, ("maps", "tokens", "vector"))
+    form = {
+        "maps": "maps (N, C, H, W)",
+        "tokens": "tokens (N, L, C)",
+        "attention": "attention (N, heads, L, L)",
+    }
+    expected = form.get(term.signal, "maps, tokens or vectors")
     for role, path, shape in (("student", pair.student, shapes[0]), ("teacher", pair.teacher, shapes[1])):
-        if adapters.kind_of(shape) != "maps":
+        if adapters.kind_of(shape) not in needed:
             raise UserError(
                 f"{term.where}.layers",
-                f"{term.config.loss} compares maps (N, C, H, W), but the {role}'s '{path}' gives {shape}",
+                f"{term.config.loss} compares {expected}, but the {role}'s '{path}' gives {shape}",
             )
 
 
 def _pairs(term: Term, student: Sequence[LayerShape], teacher: Sequence[LayerShape]) -> list[Pair]:
     where, layers = f"{term.where}.layers", term.config.layers
     if layers == "auto":
-        return auto_pairs(student, teacher, signal=term.signal, where=where)
+        return auto_pairs(student, teacher, signal=term.signal, at=term.spec.at, where=where)
     return explicit_pairs(layers, student, teacher, where=where)

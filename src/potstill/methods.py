@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from potstill import losses
 from potstill.errors import UserError, nearest
 from potstill.losses import LossSpec, Range, spec_of
@@ -93,7 +95,7 @@ def _sections(text: str) -> dict[str, str]:
 def _options(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and name != "where":
+        if parameter.kind is parameter.KEYWORD_ONLY and Tensor not in (typing.get_args(hints[name]) or ()):
             yield name, f"{_words(hints[name])}, default {parameter.default}"
 
 
@@ -151,7 +153,15 @@ def _needs(row: Method) -> str:
         "logits": "logits (N, C) or, for tokens, (N, L, C)",
         "maps": "maps (N, C, H, W) of tapped layers",
         "features": "tapped layers: maps, tokens or vectors",
+        "vectors": "vectors (N, C) of a tapped layer; maps and tokens are averaged over positions first",
+        "tokens": "tokens (N, L, C) of tapped layers",
+        "attention": "attention (N, heads, L, L) of tapped layers",
+        "gradients": "gradients of each network's own loss by its input or a tapped layer",
     }[row.spec.signal]
+    needs += "; labels" if row.spec.target else ""
+    needs += {"each": "", "neighbours": "; two neighbouring layers a time", "all": "; all layers at once"}[
+        row.spec.spans
+    ]
     return needs + ("; a small adapter makes shapes equal" if row.spec.adapter else "")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill import distributed
 from potstill.batch import Batch, Share, Signals
+from potstill.comparison import any_valid, compare, total_of
 from potstill.errors import UserError
 from potstill.layers import PlannedPair, plan_layers
 from potstill.recording import LayerShape, record
@@ -98,28 +98,37 @@ class Objective:
         return tuple(dict.fromkeys(pair.teacher for pair in self.plan))
 
     def build(
-        self, student: nn.Module, teacher: nn.Module, student_example: Tensor, teacher_example: Tensor
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        student_example: Tensor,
+        teacher_example: Tensor,
+        samples: int | None = None,
     ) -> nn.ModuleDict:
-        """Run both networks once on an example, plan which layers are compared, and make the adapters.
+        """Run both networks once on an example, plan which layers are compared, and make what learns.
 
         Args:
             student: The student network.
             teacher: The teacher network.
             student_example: A small batch of the student's inputs, ``(N, ...)``.
             teacher_example: The same samples as the teacher sees them.
+            samples: Size of the training set, for losses that remember every sample.
 
         Returns:
-            The adapters by key, on the student's device; empty where none is needed.
+            Adapters and matchers by the plan's keys, on the student's device; empty where none is needed.
         """
         if not self.needs_layers:
             return self.resolve((), ())
-        made = self.resolve(record(student, student_example), record(teacher, teacher_example))
+        layers = record(student, student_example), record(teacher, teacher_example)
+        made = self.resolve(*layers, samples=samples)
         like = next(student.parameters(), student_example)
         return made.to(device=like.device, dtype=like.dtype)
 
-    def resolve(self, student: Sequence[LayerShape], teacher: Sequence[LayerShape]) -> nn.ModuleDict:
-        """Fill :attr:`plan` from the layers of both networks and make the adapters, as :meth:`build`."""
-        self.plan, made = plan_layers(list(self.terms.values()), student, teacher)
+    def resolve(
+        self, student: Sequence[LayerShape], teacher: Sequence[LayerShape], samples: int | None = None
+    ) -> nn.ModuleDict:
+        """Fill :attr:`plan` from the layers of both networks and make what learns, as :meth:`build`."""
+        self.plan, made = plan_layers(list(self.terms.values()), student, teacher, samples)
         return made
 
     # --- values -------------------------------------------------------------------------------------
@@ -141,7 +150,12 @@ class Objective:
         return counts
 
     def shares(
-        self, student: Signals, teacher: Signals | None, batch: Batch, progress: float = 0.0
+        self,
+        student: Signals,
+        teacher: Signals | None,
+        batch: Batch,
+        progress: float = 0.0,
+        matchers: Mapping[str, nn.Module] | None = None,
     ) -> dict[str, Share]:
         """The parts of the loss that count at ``progress``, by name.
 
@@ -150,6 +164,7 @@ class Objective:
             teacher: What the teacher answered; ``None`` where no term is active.
             batch: What both answered to.
             progress: Share of the run that is done, 0 to 1.
+            matchers: Modules of losses that learn, as :meth:`build` made them.
 
         Returns:
             ``labels`` for the supervised loss and one part per active term: sums over layers where the
@@ -163,26 +178,15 @@ class Objective:
         # Networks may run in half precision; losses leave that context, matrix products of theirs too.
         with torch.autocast(student.output.device.type, enabled=False):
             if "labels" in weights and self.supervised is not None:
-                total = _total(self.supervised(student, batch), batch.where)
+                total = total_of(self.supervised(student, batch), batch.where)
                 parts["labels"] = Share(total, counts["labels"], weights["labels"])
             for term in self.terms.values():
                 if term.name in weights:
                     assert teacher is not None, "an active term needs the teacher's answer"
-                    total = self._compare(term, student, teacher, batch.where)
+                    pairs = [pair for pair in self.plan if pair.term == term.name]
+                    total = compare(term, pairs, student, teacher, batch, matchers)
                     parts[term.name] = Share(total, counts[term.name], weights[term.name])
         return parts
-
-    def _compare(self, term: Term, student: Signals, teacher: Signals, where: Tensor | None) -> Tensor:
-        if term.signal == "logits":
-            return _value(term, student.output, teacher.output, where)
-        mask = None if where is None else _any_valid(where)
-        values = [
-            _value(term, student.taps[pair.key], teacher.taps[pair.teacher], mask)
-            for pair in self.plan
-            if pair.term == term.name
-        ]
-        total = torch.stack(values).sum()
-        return total if term.spec.combine == "sum" else total / len(values)
 
     def without_terms(self) -> Objective:
         """The control's objective: the supervised loss alone, at weight 1 for the whole run."""
@@ -212,33 +216,7 @@ def _valid(where: Tensor | None, rows: int, *, per_sample: bool) -> float:
     """Number of valid predictions: of samples, or of all positions of the mask."""
     if where is None:
         return float(rows)
-    return float((_any_valid(where) if per_sample else where).sum())
-
-
-def _any_valid(where: Tensor) -> Tensor:
-    """Samples with any valid position, ``(N,)``."""
-    return where.reshape(where.shape[0], -1).any(dim=1)
-
-
-def _total(values: Tensor, where: Tensor | None) -> Tensor:
-    """Sum over the valid predictions; without a mask a sample's positions count as their mean."""
-    if where is None:
-        return values.flatten(1).mean(dim=1).sum() if values.dim() > 1 else values.sum()
-    return values.masked_fill(~where, 0.0).sum()
-
-
-def _value(term: Term, student: Tensor, teacher: Tensor, where: Tensor | None) -> Tensor:
-    """The term's sum for one pair of tensors; a loss over a set sees the batches of all ranks."""
-    if term.spec.over_set:
-        student, teacher = distributed.gather(student), distributed.gather(teacher)
-        where = None if where is None else distributed.gather(where)
-    try:
-        values = term.function(student, teacher, where=where, **term.options)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(term.where, str(error)) from error
-    return values if term.spec.over_set else _total(values, where)
+    return float((any_valid(where) if per_sample else where).sum())
 
 
 def _line(name: str, weight: float, config: LabelsConfig, details: Sequence[str] = ()) -> Iterator[str]:

@@ -36,20 +36,38 @@ class Pair:
 
 
 def auto_pairs(
-    student: Sequence[LayerShape], teacher: Sequence[LayerShape], *, signal: str = "features", where: str = ""
+    student: Sequence[LayerShape],
+    teacher: Sequence[LayerShape],
+    *,
+    signal: str = "features",
+    at: str = "stages",
+    where: str = "",
 ) -> list[Pair]:
     """Pair the layers of two networks by stage and spatial size, or by depth for token networks.
 
     Args:
         student: What :func:`record` gave for the student.
         teacher: What :func:`record` gave for the teacher.
-        signal: ``maps`` where only maps will do, else ``features``.
+        signal: What the loss compares: ``maps`` where only maps will do, ``vectors`` for the last hidden
+            vector of each, ...
+        at: Which of the pairs: all ``stages``, the ``middle`` or the ``last``.
         where: Dotted key for messages.
 
     Raises:
         UserError: If the two have nothing of the same kind to pair.
     """
-    kinds = ("maps",) if signal == "maps" else ("maps", "tokens", "vector")
+    if signal == "vectors":
+        return [Pair(_pooled(student), _pooled(teacher), "last features before the head, pooled")]
+    pairs = _all_pairs(student, teacher, signal, where)
+    if at == "last":
+        return pairs[-1:]
+    return pairs[(len(pairs) - 1) // 2 :][:1] if at == "middle" else pairs
+
+
+def _all_pairs(
+    student: Sequence[LayerShape], teacher: Sequence[LayerShape], signal: str, where: str
+) -> list[Pair]:
+    kinds = (signal,) if signal in ("maps", "tokens") else ("maps", "tokens", "vector")
     families = [_family(layers, kinds) for layers in (student, teacher)]
     if None in families or families[0] != families[1]:
         found = " and the teacher ".join(f"has {family or 'none of these'}" for family in families)
@@ -163,6 +181,27 @@ def _hidden(layers: Sequence[LayerShape]) -> str:
     vectors = _outputs(layers, "vector")
     hidden = [layer for layer in vectors[:-1] if layer.shape != vectors[-1].shape]
     return (hidden or vectors[:-1])[-1].path
+
+
+def _pooled(layers: Sequence[LayerShape]) -> str:
+    """What the head takes in: the input of the last layer that gives the output, where it is a vector."""
+    output = layers[-1].shape
+    heads = [
+        layer
+        for layer in layers
+        if layer.path.endswith(INPUT)
+        and layer.stable
+        and layer.kind == "vector"
+        and layer.shape[0] == output[0]
+        and layer.shape != output
+        and any(other.path == layer.path.removesuffix(INPUT) and other.shape == output for other in layers)
+    ]
+    if heads:
+        return heads[-1].path
+    for kind in ("maps", "tokens"):
+        if found := (_stages(layers) if kind == "maps" else _outputs(layers, kind)):
+            return found[-1].path
+    return _hidden(layers)
 
 
 def explicit_pairs(

@@ -115,7 +115,7 @@ class Term:
 
     @property
     def signal(self) -> str:
-        """What it compares: ``logits``, ``maps`` or ``features``."""
+        """What it compares, as its loss declares."""
         return self.spec.signal
 
     def weight_at(self, progress: float) -> float:
@@ -203,11 +203,15 @@ def _check_layers(where: str, layers: Any, spec: LossSpec) -> None:
 
 
 def _options(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only options of a loss and their annotated types."""
+    """The keyword-only options of a loss and their annotated types; tensors come from its module."""
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     return {
         parameter.name: hints[parameter.name]
         for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "where"
+        if parameter.kind is parameter.KEYWORD_ONLY and Tensor not in _kinds(hints[parameter.name])
     }
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) or (hint,)

@@ -19,18 +19,22 @@ __all__ = ["Offline", "StudentPart"]
 
 
 class StudentPart(nn.Module):
-    """All that is trained: the tapped student and its adapters, in one module so that DDP sees them.
+    """All that is trained: the tapped student, its adapters and matchers, in one module that DDP sees.
 
     Args:
         tapped: The student with its taps.
         adapters: Adapters by key.
         sources: Which tap each adapter reads, by key.
+        matchers: Modules of losses that learn, by key; the objective calls them.
     """
 
-    def __init__(self, tapped: Tapped, adapters: nn.ModuleDict, sources: Mapping[str, str]) -> None:
+    def __init__(
+        self, tapped: Tapped, adapters: nn.ModuleDict, sources: Mapping[str, str], matchers: nn.ModuleDict
+    ) -> None:
         super().__init__()
         self.tapped = tapped
         self.adapters = adapters
+        self.matchers = matchers
         self.sources = dict(sources)
 
     def forward(self, inputs: Tensor) -> Signals:
@@ -55,6 +59,7 @@ class Offline(nn.Module):
         objective: What to minimise.
         example: A small batch, needed where terms compare layers: adapters must exist before the
             optimiser is made.
+        samples: Size of the training set, needed by losses that remember every sample.
 
     Raises:
         UserError: If a teacher or an example is missing, or layers cannot be found or compared.
@@ -82,6 +87,7 @@ class Offline(nn.Module):
         objective: Objective,
         *,
         example: Batch | None = None,
+        samples: int | None = None,
     ) -> None:
         super().__init__()
         self.objective = objective.copied()
@@ -95,14 +101,17 @@ class Offline(nn.Module):
                 "missing; terms that compare layers need a small batch to plan them and make adapters",
             )
         taught = None if teacher is None else cast(Teacher, as_teacher(teacher))
-        adapters = nn.ModuleDict()
+        made = nn.ModuleDict()
         if taught is not None and example is not None:
             inputs = example.input("student"), example.input("teacher")
-            adapters = self.objective.build(student, taught.network, *inputs)
+            made = self.objective.build(student, taught.network, *inputs, samples)
             taught = taught.tapping(self.objective.teacher_paths) if self.objective.plan else taught
-        sources = {pair.key: pair.student for pair in self.objective.plan if pair.key in adapters}
+        plan = self.objective.plan
+        sources = {pair.key: pair.student for pair in plan if pair.key in made}
+        matchers = nn.ModuleDict({pair.matcher: made[pair.matcher] for pair in plan if pair.matcher})
+        adapters = nn.ModuleDict({key: made[key] for key in sources})
         tapped = Tapped(student, self.objective.student_paths, role="student")
-        part = StudentPart(tapped, adapters, sources)
+        part = StudentPart(tapped, adapters, sources, matchers)
         self.parts = nn.ModuleDict({"student": part})
         self.progress = 0.0
         # Plain attributes, not submodules: the teacher is never saved or trained with the scheme, and a
@@ -150,7 +159,8 @@ class Offline(nn.Module):
         active = self.objective.active(self.progress)
         asked = self.teacher is not None and any(name != "labels" for name in active)
         teacher = self.teacher(batch) if self.teacher is not None and asked else None
-        parts = self.objective.shares(student, teacher, batch, self.progress)
+        part: StudentPart = self.__dict__["_part"]
+        parts = self.objective.shares(student, teacher, batch, self.progress, dict(part.matchers.items()))
         return Step(self._reaching_all(parts, student), student)
 
     def _reaching_all(self, parts: dict[str, Share], student: Signals) -> dict[str, Share]:

@@ -1,0 +1,140 @@
+"""How a term's tensors come to its loss: pooled, paired, gathered, with labels where it wants them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import distributed
+from potstill.batch import Batch, Signals
+from potstill.errors import UserError
+from potstill.layers import PlannedPair
+from potstill.terms import Term
+
+__all__ = ["any_valid", "compare", "total_of"]
+
+Given = Tensor | tuple["Given", ...]
+"""What a loss takes from one network: a tensor, or tensors of several layers."""
+
+
+def compare(
+    term: Term,
+    pairs: Iterable[PlannedPair],
+    student: Signals,
+    teacher: Signals,
+    batch: Batch,
+    matchers: Mapping[str, nn.Module] | None = None,
+) -> Tensor:
+    """What a term measures in one batch.
+
+    Args:
+        term: The term.
+        pairs: Its planned pairs of layers; none for a term that compares logits.
+        student: What the student answered; adapted taps stand under their adapter's key.
+        teacher: What the teacher answered.
+        batch: What both answered to.
+        matchers: Modules of losses that learn, by the pairs' keys.
+
+    Returns:
+        The sum over valid predictions, over several layers their sum or mean as the loss declares; the
+        value itself for a loss over a set. 0-d.
+
+    Raises:
+        UserError: If the loss cannot compare what the two networks gave, or lacks labels.
+    """
+    if term.signal == "logits":
+        return _value(term, term.function, student.output, teacher.output, batch, batch.where)
+    pairs = list(pairs)
+    mask = None if batch.where is None else any_valid(batch.where)
+    ours = [_brought(term, student.output, student.taps[pair.key]) for pair in pairs]
+    theirs = [_brought(term, teacher.output, teacher.taps[pair.teacher]) for pair in pairs]
+    values = []
+    for place, given in enumerate(_spans(term, ours, theirs)):
+        key = pairs[place].matcher
+        call = _told(matchers[key], batch) if key and matchers is not None else term.function
+        values.append(_value(term, call, *given, batch, mask))
+    total = torch.stack(values).sum()
+    return total if term.spec.combine == "sum" else total / len(values)
+
+
+def _told(matcher: nn.Module, batch: Batch) -> Callable[..., Tensor]:
+    """A loss that learns, told which samples it sees; its options are its own."""
+
+    def call(student: Tensor, teacher: Tensor, *, where: Tensor | None, **_options: Any) -> Tensor:
+        value: Tensor = matcher(student, teacher, where=where, index=batch.index)
+        return value
+
+    return call
+
+
+def _brought(term: Term, output: Tensor, tapped: Tensor) -> Given:
+    """One layer's tensor as the loss wants it."""
+    if term.signal == "gradients":
+        return output, tapped
+    if term.signal == "vectors" and tapped.dim() > 2:
+        return tapped.mean(dim=1) if tapped.dim() == 3 else tapped.flatten(2).mean(dim=2)
+    return tapped
+
+
+def _spans(term: Term, ours: Sequence[Given], theirs: Sequence[Given]) -> list[tuple[Given, Given]]:
+    """What each call of the loss sees of the planned layers."""
+    if term.spec.spans == "all":
+        return [(tuple(ours), tuple(theirs))]
+    if term.spec.spans == "neighbours":
+        return list(zip(itertools.pairwise(ours), itertools.pairwise(theirs), strict=True))
+    return list(zip(ours, theirs, strict=True))
+
+
+def _value(
+    term: Term,
+    function: Callable[..., Tensor],
+    student: Given,
+    teacher: Given,
+    batch: Batch,
+    where: Tensor | None,
+) -> Tensor:
+    """The loss of one span, summed; a loss over a set sees the batches of all processes."""
+    target = [batch.target] if term.spec.target else []
+    if term.spec.target and batch.target is None:
+        raise UserError(term.where, f"{term.config.loss} needs labels, and this data has none")
+    if term.spec.over_set:
+        student, teacher = _gathered(student), _gathered(teacher)
+        where = None if where is None else distributed.gather(where)
+        target = [None if each is None else distributed.gather(each) for each in target]
+    try:
+        values = function(student, teacher, *target, where=where, **term.options)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(term.where, str(error)) from error
+    return values if term.spec.over_set else total_of(values, where)
+
+
+def _gathered(given: Given) -> Given:
+    if isinstance(given, Tensor):
+        return distributed.gather(given)
+    return tuple(_gathered(each) for each in given)
+
+
+def any_valid(where: Tensor) -> Tensor:
+    """Samples with any valid position, ``(N,)``.
+
+    >>> any_valid(torch.tensor([[True, False], [False, False]]))
+    tensor([ True, False])
+    """
+    return where.reshape(where.shape[0], -1).any(dim=1)
+
+
+def total_of(values: Tensor, where: Tensor | None) -> Tensor:
+    """Sum over the valid predictions; without a mask a sample's positions count as their mean.
+
+    >>> total_of(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), None)
+    tensor(8.)
+    """
+    if where is None:
+        return values.flatten(1).mean(dim=1).sum() if values.dim() > 1 else values.sum()
+    return values.masked_fill(~where, 0.0).sum()
