@@ -87,7 +87,8 @@ class Experiment:
         objective = Objective(self.recipe.distill, self.task.supervised)
         if arm == "control":
             return Offline(student, None, objective.without_terms())
-        return Offline(student, self.teacher, objective, example=self.example())
+        samples = len(self.splits.train)
+        return Offline(student, self.teacher, objective, example=self.example(), samples=samples)
 
     def example(self) -> Batch:
         """Two plain training samples, for shapes."""
@@ -235,7 +236,7 @@ def _rehearse(experiment: Experiment) -> None:
     images, labels, index = experiment.splits.train.__getitems__(
         list(range(min(4, len(experiment.splits.train))))
     )
-    with torch.no_grad(), experiment.precision.autocast(experiment.device):
+    with experiment.precision.autocast(experiment.device):  # with gradients: some losses look at them
         experiment.scheme("student", seed)(prepare(images, labels, index, 0), "train")
 
 
