@@ -48,9 +48,11 @@ class Row:
         inductor: Whether it is also compiled with inductor (slow: three losses).
         call: ``(function, student, teacher, where, options) -> values`` for losses that take more, or
             other things, than two tensors.
+        teacher_gradient: Whether the teacher gets a gradient: none through a step or an argmax.
     """
 
     example: Callable[[int], Pair]
     options: dict[str, Any] = field(default_factory=dict)
     inductor: bool = False
     call: Callable[..., Tensor] | None = None
+    teacher_gradient: bool = True

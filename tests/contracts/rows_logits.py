@@ -10,7 +10,7 @@ ROWS: dict[str, Row] = {
     "kl T1": Row(logits, {"temperature": 1.0}),
     "soft_cross_entropy": Row(logits),
     "soft_cross_entropy T1": Row(logits, {"temperature": 1.0}),
-    "hard_cross_entropy": Row(logits),
+    "hard_cross_entropy": Row(logits, teacher_gradient=False),
     "probability_mse": Row(logits),
     "logit_mse": Row(logits),
 }
