@@ -12,26 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from potstill.losses._declare import Positive, matches
-from potstill.losses.reduce import blanked, masked
+from potstill.losses._softmax import comparable, divergence, log_probabilities
+from potstill.losses.reduce import masked
 
 __all__ = ["hard_cross_entropy", "kl", "logit_mse", "probability_mse", "soft_cross_entropy"]
 
 ROUNDINGS = 16
 """Logits that differ by fewer roundings than this are all equal: their direction is noise."""
-
-
-def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both, of one shape, in at least float32, 0 where they do not count."""
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"expected student and teacher logits of one shape, got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}"
-        )
-    return blanked(student, where), blanked(teacher, where)
-
-
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(logits / temperature, dim=-1)
 
 
 def _standardized(logits: Tensor) -> Tensor:
@@ -82,13 +69,12 @@ def kl(
         >>> kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
         tensor([0.])
     """
-    student, teacher = _comparable(student, teacher, where)
+    student, teacher = comparable(student, teacher, where)
     if standardize:
         student, teacher = _standardized(student), _standardized(teacher)
-    log_student = _log_probabilities(student, temperature)
-    log_teacher = _log_probabilities(teacher, temperature)
-    values = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1)
-    return masked(values * temperature**2, where)
+    log_student = log_probabilities(student, temperature)
+    log_teacher = log_probabilities(teacher, temperature)
+    return masked(divergence(log_teacher, log_student) * temperature**2, where)
 
 
 @matches(
@@ -128,9 +114,9 @@ def soft_cross_entropy(
         >>> soft_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2), temperature=1.0)
         tensor([0.6931])
     """
-    student, teacher = _comparable(student, teacher, where)
-    probabilities = _log_probabilities(teacher, temperature).exp()
-    values = -(probabilities * _log_probabilities(student, temperature)).sum(dim=-1)
+    student, teacher = comparable(student, teacher, where)
+    probabilities = log_probabilities(teacher, temperature).exp()
+    values = -(probabilities * log_probabilities(student, temperature)).sum(dim=-1)
     return masked(values * temperature**2, where)
 
 
@@ -166,7 +152,7 @@ def hard_cross_entropy(student: Tensor, teacher: Tensor, *, where: Tensor | None
         >>> hard_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
         tensor([0.6931])
     """
-    student, teacher = _comparable(student, teacher, where)
+    student, teacher = comparable(student, teacher, where)
     classes = student.shape[-1]
     target = teacher.argmax(dim=-1)
     values = cross_entropy(student.reshape(-1, classes), target.reshape(-1), reduction="none")
@@ -203,10 +189,8 @@ def probability_mse(
         >>> probability_mse(torch.zeros(1, 2), torch.tensor([[100.0, 0.0]]))
         tensor([0.5000])
     """
-    student, teacher = _comparable(student, teacher, where)
-    difference = (
-        _log_probabilities(student, temperature).exp() - _log_probabilities(teacher, temperature).exp()
-    )
+    student, teacher = comparable(student, teacher, where)
+    difference = log_probabilities(student, temperature).exp() - log_probabilities(teacher, temperature).exp()
     return masked(difference.square().sum(dim=-1), where)
 
 
@@ -235,5 +219,5 @@ def logit_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) 
         >>> logit_mse(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
         tensor([0.5000])
     """
-    student, teacher = _comparable(student, teacher, where)
+    student, teacher = comparable(student, teacher, where)
     return masked((student - teacher).square().mean(dim=-1), where)
