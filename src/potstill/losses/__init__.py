@@ -8,23 +8,50 @@ from potstill.losses._declare import LossSpec as LossSpec
 from potstill.losses._declare import Range as Range
 from potstill.losses._declare import spec_of as spec_of
 from potstill.losses.attention import attention_transfer
+from potstill.losses.classes import decoupled_kl, dist
+from potstill.losses.distributions import channel_distribution
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
 from potstill.losses.features import feature_cosine, feature_mse
 from potstill.losses.logits import hard_cross_entropy, kl, logit_mse, probability_mse, soft_cross_entropy
+from potstill.losses.relations.channels import batch_channel_correlation, channel_correlation
+from potstill.losses.relations.correlation import correlation_congruence
+from potstill.losses.relations.distances import rkd_angle, rkd_distance
+from potstill.losses.relations.gram import fsp, gram
+from potstill.losses.relations.layers import layer_correlation
+from potstill.losses.relations.probabilistic import probabilistic_transfer
+from potstill.losses.relations.selectivity import neuron_selectivity
+from potstill.losses.relations.similarity import similarity_preserving
 from potstill.losses.sparsity import activation_boundary, activation_pattern
+from potstill.losses.transformers import attention_maps, minilm_relation
 
 __all__ = [
     "activation_boundary",
     "activation_pattern",
+    "attention_maps",
     "attention_transfer",
+    "batch_channel_correlation",
+    "channel_correlation",
+    "channel_distribution",
+    "correlation_congruence",
+    "decoupled_kl",
+    "dist",
     "feature_cosine",
     "feature_mse",
+    "fsp",
     "generalized_js",
+    "gram",
     "hard_cross_entropy",
     "kl",
+    "layer_correlation",
     "logit_mse",
+    "minilm_relation",
+    "neuron_selectivity",
+    "probabilistic_transfer",
     "probability_mse",
     "reverse_kl",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity_preserving",
     "skew_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",

@@ -1,0 +1,64 @@
+"""Which samples are each other's likely neighbours.
+
+Shapes: vectors ``(N, C)``; student and teacher may differ in width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from potstill.losses._declare import matches
+from potstill.losses.relations._pairs import counted, same_batch, unit_rows
+
+__all__ = ["probabilistic_transfer"]
+
+FLOOR = 1e-7
+
+
+@matches("vectors", weight=30000.0, over_set=True, at="last")
+def probabilistic_transfer(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Divergence of the probabilities that one sample is picked as another's neighbour.
+
+    A small constant is added to every probability, as two opposite vectors have probability 0.
+
+    Formula:
+        p_ij = (1 + cos_ij) / 2 over its sum in row i; mean over N^2 of (p_t + e) log((p_t + e) / (p_s + e)),
+        e = 1e-7
+
+    Args:
+        student: Vectors ``(N, C)``.
+        teacher: Vectors ``(N, C')``.
+        where: Boolean ``(N,)``: which samples count; the others are not in the batch.
+
+    Returns:
+        0-d, never below 0; 0 for a batch of one.
+
+    Raises:
+        ValueError: If an input is no batch of vectors, or the batches differ in size.
+
+    Reference:
+        Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", 2018,
+        https://arxiv.org/abs/1803.10837
+
+    Example:
+        >>> probabilistic_transfer(torch.eye(2), torch.eye(2))
+        tensor(0.)
+        >>> probabilistic_transfer(torch.eye(2), torch.ones(2, 1))
+        tensor(0.0294)
+    """
+    student, teacher = same_batch(student, teacher, where)
+    ours, theirs = _neighbours(student, where), _neighbours(teacher, where)  # (N, N)
+    divergence = (theirs + FLOOR) * ((theirs + FLOOR).log() - (ours + FLOOR).log())
+    return divergence.sum() / counted(student, where, 2)
+
+
+def _neighbours(rows: Tensor, where: Tensor | None) -> Tensor:
+    """Probabilities, each row with sum 1; rows and columns that do not count are 0."""
+    rows = unit_rows(rows)
+    with torch.autocast(rows.device.type, enabled=False):  # which would multiply in half precision
+        kernel = ((1 + rows @ rows.T) / 2).clamp(min=0)  # rounding may pass a cosine of -1
+    if where is not None:
+        kernel = torch.where(where.unsqueeze(1) & where, kernel, torch.zeros_like(kernel))
+    sums = kernel.sum(dim=1, keepdim=True)
+    return kernel / torch.where(sums == 0, torch.ones_like(sums), sums)
