@@ -10,7 +10,6 @@ from potstill.losses._declare import spec_of as spec_of
 from potstill.losses.attention import attention_transfer
 from potstill.losses.classes import decoupled_kl, dist
 from potstill.losses.distributions import channel_distribution
-from potstill.losses.classes import decoupled_kl, dist
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
 from potstill.losses.features import feature_cosine, feature_mse
 from potstill.losses.logits import hard_cross_entropy, kl, logit_mse, probability_mse, soft_cross_entropy
@@ -34,8 +33,6 @@ __all__ = [
     "channel_correlation",
     "channel_distribution",
     "correlation_congruence",
-    "decoupled_kl",
-    "dist",
     "decoupled_kl",
     "dist",
     "feature_cosine",
