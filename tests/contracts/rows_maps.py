@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ def neighbours(
 ) -> Tensor:
     """Two layers of each net from one tensor ``(N, C, H, W)``: three channels, the rest at half the size."""
     pairs = [(each[:, :3], each[:, 3:, ::2, ::2]) for each in (student, teacher)]
-    return function(*pairs, where=where, **options)
+    return _called(function, pairs, where, options)
 
 
 def layers(
@@ -32,7 +33,15 @@ def layers(
 ) -> Tensor:
     """Three layers of each net from one tensor ``(N, 3, 4, 4)``: maps, tokens and vectors."""
     tuples = [(each, each[:, :2, 1], each[:, 1:, 2, 3]) for each in (student, teacher)]
-    return function(*tuples, where=where, **options)
+    return _called(function, tuples, where, options)
+
+
+def _called(
+    function: Callable[..., Tensor], nets: list[Any], where: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    with warnings.catch_warnings():  # dynamo looks whether the slices, which are no leaves, have a gradient
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        return function(*nets, where=where, **options)
 
 
 def many_channels(count: int = 6) -> Pair:
