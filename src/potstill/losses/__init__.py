@@ -12,6 +12,7 @@ from potstill.losses.classes import decoupled_kl, dist
 from potstill.losses.distributions import channel_distribution
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
 from potstill.losses.features import feature_cosine, feature_mse
+from potstill.losses.gradients import gradient_attention
 from potstill.losses.logits import hard_cross_entropy, kl, logit_mse, probability_mse, soft_cross_entropy
 from potstill.losses.relations.channels import batch_channel_correlation, channel_correlation
 from potstill.losses.relations.correlation import correlation_congruence
@@ -23,6 +24,7 @@ from potstill.losses.relations.selectivity import neuron_selectivity
 from potstill.losses.relations.similarity import similarity_preserving
 from potstill.losses.sparsity import activation_boundary, activation_pattern
 from potstill.losses.transformers import attention_maps, minilm_relation
+from potstill.losses.variational import variational_information
 
 __all__ = [
     "activation_boundary",
@@ -39,6 +41,7 @@ __all__ = [
     "feature_mse",
     "fsp",
     "generalized_js",
+    "gradient_attention",
     "gram",
     "hard_cross_entropy",
     "kl",
@@ -56,4 +59,5 @@ __all__ = [
     "skew_reverse_kl",
     "soft_cross_entropy",
     "total_variation",
+    "variational_information",
 ]
