@@ -49,6 +49,7 @@ class Row:
         call: ``(function, student, teacher, where, options) -> values`` for losses that take more, or
             other things, than two tensors.
         teacher_gradient: Whether the teacher gets a gradient: none through a step or an argmax.
+        compiles: Whether it compiles: not what differentiates a graph that was made outside of it.
     """
 
     example: Callable[[int], Pair]
@@ -56,3 +57,4 @@ class Row:
     inductor: bool = False
     call: Callable[..., Tensor] | None = None
     teacher_gradient: bool = True
+    compiles: bool = True

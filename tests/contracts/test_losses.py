@@ -221,7 +221,7 @@ def test_shapes_that_do_not_fit_are_named(name: str) -> None:
         call(name, student[:3], teacher)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if ROWS[name].compiles])
 def test_compiled_equals_eager(name: str) -> None:
     student, teacher = (tensor.float() for tensor in ROWS[name].example(6))
     student.requires_grad_()
