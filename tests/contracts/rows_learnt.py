@@ -25,7 +25,32 @@ def with_variance(channels: int) -> Callable[..., Tensor]:
     return call
 
 
+def with_memory(
+    function: Callable[..., Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    where: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """All samples stand for row 0 of the memories, so that any subset of them does."""
+    generator = torch.Generator().manual_seed(0)
+    memories = torch.randn(2, 9, 5, generator=generator, dtype=torch.float64)
+    ours, theirs = torch.nn.functional.normalize(memories, dim=-1)
+    return function(
+        student,
+        teacher,
+        student_memory=ours,
+        teacher_memory=theirs,
+        index=torch.zeros(len(student), dtype=torch.int64),
+        negatives=torch.tensor([3, 0, 8, 5]),
+        where=where,
+        **options,
+    )
+
+
 ROWS: dict[str, Row] = {
+    "contrastive": Row(vectors, call=with_memory),
+    "contrastive T1": Row(vectors, {"temperature": 1.0}, call=with_memory),
     "variational_information": Row(maps, call=with_variance(3)),
     "variational_information vectors": Row(vectors, call=with_variance(5)),
     "variational_information tokens": Row(tokens, call=with_variance(4)),

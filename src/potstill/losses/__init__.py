@@ -9,6 +9,7 @@ from potstill.losses._declare import Range as Range
 from potstill.losses._declare import spec_of as spec_of
 from potstill.losses.attention import attention_transfer
 from potstill.losses.classes import decoupled_kl, dist
+from potstill.losses.contrastive import contrastive
 from potstill.losses.distributions import channel_distribution
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
 from potstill.losses.features import feature_cosine, feature_mse
@@ -34,6 +35,7 @@ __all__ = [
     "batch_channel_correlation",
     "channel_correlation",
     "channel_distribution",
+    "contrastive",
     "correlation_congruence",
     "decoupled_kl",
     "dist",
