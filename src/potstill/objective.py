@@ -19,7 +19,7 @@ from potstill.comparison import any_valid, compare, total_of
 from potstill.errors import UserError
 from potstill.layers import PlannedPair, plan_layers
 from potstill.recording import LayerShape, record
-from potstill.terms import LabelsConfig, Term, TermConfig, parse_terms, weight_at
+from potstill.terms import MEASURED_SHARE, LabelsConfig, Term, TermConfig, Times, parse_terms, weight_at
 
 __all__ = ["LabelsConfig", "Objective", "PlannedPair", "Term", "TermConfig", "parse_terms"]
 
@@ -41,6 +41,7 @@ class Objective:
         labels: Weight of the supervised loss at full strength; 0 without one.
         terms: The checked terms by name.
         plan: What :meth:`build` decided: the pairs of layers that are compared.
+        settled: Weights of terms at ``auto``, once :meth:`settle` was told.
 
     Raises:
         UserError: At the dotted key that does not hold, or if at some time nothing would be learnt.
@@ -69,6 +70,8 @@ class Objective:
         weight = asked if self.labels_config.weight is None else self.labels_config.weight
         self.labels = weight if supervised is not None else 0.0
         self.plan: list[PlannedPair] = []
+        self.settled: dict[str, float] = {}
+        self._check_labels_to_measure()
         self._check_always_learning()
 
     def _check_always_learning(self) -> None:
@@ -79,6 +82,26 @@ class Objective:
                 raise UserError(
                     "distill", f"nothing has a weight above 0 between {begin:g} and {end:g} of the run"
                 )
+
+    def _check_labels_to_measure(self) -> None:
+        for term in self.terms.values():
+            if term.share is None:
+                continue
+            start = term.config.start
+            if weight_at(self.labels, self.labels_config, start) <= 0:
+                raise UserError(
+                    f"{term.where}.weight",
+                    "auto measures against the labels' gradient, and distill.labels has no weight at "
+                    f"{start:g} of the run; give both their weights or this one a number",
+                )
+
+    def settle(self, weights: Mapping[str, float]) -> None:
+        """Fix the weights at full strength of terms at ``auto``, until now at their losses' defaults."""
+        self.settled |= weights
+
+    def weight_of(self, name: str) -> float:
+        """A term's weight at full strength."""
+        return self.settled.get(name, self.terms[name].weight)
 
     # --- layers -------------------------------------------------------------------------------------
 
@@ -136,7 +159,9 @@ class Objective:
     def active(self, progress: float) -> dict[str, float]:
         """Names of what counts at ``progress`` (0 to 1) with their weights; the rest is not computed."""
         weights = {"labels": weight_at(self.labels, self.labels_config, progress)}
-        weights |= {term.name: term.weight_at(progress) for term in self.terms.values()}
+        weights |= {
+            name: weight_at(self.weight_of(name), term.config, progress) for name, term in self.terms.items()
+        }
         return {name: weight for name, weight in weights.items() if weight > 0.0}
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -192,24 +217,44 @@ class Objective:
         """The control's objective: the supervised loss alone, at weight 1 for the whole run."""
         return Objective({}, self.supervised, 1.0)
 
+    def labels_only(self) -> Objective:
+        """The supervised loss at the weight it has beside the terms, and no terms."""
+        other = self.copied()
+        other.terms, other.plan = {}, []
+        return other
+
+    def terms_only(self) -> Objective:
+        """The terms without the supervised loss."""
+        other = self.copied()
+        other.supervised, other.labels = None, 0.0
+        return other
+
     def copied(self) -> Objective:
-        """The same objective with a plan of its own."""
+        """The same objective with a plan and settled weights of its own."""
         other = copy.copy(self)
-        other.plan = list(self.plan)
+        other.plan, other.settled = list(self.plan), dict(self.settled)
         return other
 
     def describe(self) -> list[str]:
         """One line a part, and one a pair of layers, for people."""
-        lines = list(_line("labels", self.labels, self.labels_config)) if self.labels > 0 else []
+        lines = list(_line("labels", f"{self.labels:g}", self.labels_config)) if self.labels > 0 else []
         for term in self.terms.values():
             options = [
                 f"{name} {value:g}" if type(value) is float else f"{name} {value}"
                 for name, value in term.options.items()
             ]
             compares = f"compares {term.signal}"
-            lines += _line(term.name, term.weight, term.config, [*options, compares])
+            lines += _line(term.name, self._weight_line(term), term.config, [*options, compares])
             lines += [pair.describe() for pair in self.plan if pair.term == term.name]
         return lines
+
+    def _weight_line(self, term: Term) -> str:
+        if term.share is None:
+            return f"{term.weight:g}"
+        wanted = f"share {term.share:g} of the labels' gradient"
+        if term.name in self.settled:
+            return f"{self.settled[term.name]:g} (auto, {wanted})"
+        return f"auto ({wanted}, measured after {100 * (term.config.start + MEASURED_SHARE):g} % of the run)"
 
 
 def _valid(where: Tensor | None, rows: int, *, per_sample: bool) -> float:
@@ -219,9 +264,9 @@ def _valid(where: Tensor | None, rows: int, *, per_sample: bool) -> float:
     return float((any_valid(where) if per_sample else where).sum())
 
 
-def _line(name: str, weight: float, config: LabelsConfig, details: Sequence[str] = ()) -> Iterator[str]:
+def _line(name: str, weight: str, config: Times, details: Sequence[str] = ()) -> Iterator[str]:
     times = [f"warm-up {config.warmup:g}"] if config.warmup else []
     times += [config.schedule] if config.schedule != "constant" else []
     times += [f"from {config.start:g}"] if config.start else []
     times += [f"until {config.until:g}"] if config.until < 1 else []
-    yield f"{name}: " + ", ".join([f"weight {weight:g}", *times, *details])
+    yield f"{name}: " + ", ".join([f"weight {weight}", *times, *details])

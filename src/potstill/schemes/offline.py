@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
 from potstill.schemes.stages import Stage
+from potstill.schemes.ties import tied
 from potstill.taps import Tapped
 from potstill.teachers import Teacher, as_teacher
 
@@ -68,6 +68,7 @@ class Offline(nn.Module):
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         https://arxiv.org/abs/1503.02531
 
+    >>> import torch
     >>> from torch.nn.functional import cross_entropy
     >>> batch = Batch({"student": torch.randn(8, 4)}, torch.arange(8) % 3, None, torch.arange(8))
     >>> supervised = lambda signals, batch: cross_entropy(signals.output, batch.target, reduction="none")
@@ -130,6 +131,14 @@ class Offline(nn.Module):
         """One stage, one phase."""
         return (Stage("train"),)
 
+    def enter(self, stage: str) -> None:
+        """Called when a stage begins, and again after a resume within it; nothing changes here."""
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The bare networks that are trained, by name."""
+        return {"student": self.student}
+
     def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
         """The parts that learn in ``stage`` and ``phase``, by name."""
         self._check_phase(phase)
@@ -173,10 +182,7 @@ class Offline(nn.Module):
         }
         if not on_logits & parts.keys():
             idle.append(student.output)
-        if not idle or not parts:
-            return parts
-        name, part = next(iter(parts.items()))
-        return {**parts, name: Share(_Tied.apply(part.total, *idle), part.count, part.weight)}
+        return tied(parts, idle)
 
     @staticmethod
     def _check_phase(phase: str) -> None:
@@ -189,16 +195,3 @@ class Offline(nn.Module):
         if isinstance(self.teacher, nn.Module):
             self.teacher._apply(fn, recurse)
         return self
-
-
-class _Tied(torch.autograd.Function):
-    """The first tensor unchanged; the others get a gradient of exactly 0."""
-
-    @staticmethod
-    def forward(ctx: Any, total: Tensor, *idle: Tensor) -> Tensor:
-        ctx.save_for_backward(*idle)
-        return total.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return gradients[0], *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors)
