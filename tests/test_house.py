@@ -41,6 +41,7 @@ LAYERS: list[set[str]] = [
     {"outcome"},
     {"story"},
     {"run"},
+    {"compare"},
     {"api", "demo"},
     {"cli"},
     {"__main__", "__init__"},

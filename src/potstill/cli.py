@@ -22,7 +22,7 @@ from potstill.errors import UserError
 
 __all__ = ["app", "main"]
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 _LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # gloo, when a process is gone
 
 app = typer.Typer(
@@ -188,6 +188,58 @@ def _finish(result: Any, again: list[str]) -> None:
 
 
 @app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped name.")],
+    methods: Annotated[
+        str | None, typer.Option("--methods", metavar="NAMES", help="Such as kl,attention_transfer,kl+hint.")
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="YAML of named distill blocks.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="Runs of each; the recipe's by default.")
+    ] = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="runs/RECIPE-compared by default.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", help="Train N at once, each with one thread.")
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Said or not, a comparison goes on where it was stopped.")
+    ] = False,
+    show: Traceback = False,
+) -> None:
+    """Train the control and several methods with several seeds, and tell which gained, and how surely."""
+    del resume
+    with _reporting(show):
+        from potstill.compare import compare_methods
+
+        found = compare_methods(
+            recipe,
+            methods,
+            rows=rows,
+            seeds=seeds,
+            data=data,
+            out=out,
+            overrides=list(settings or []),
+            jobs=jobs,
+        )
+        if found.interrupted:
+            _say(f"interrupted, and saved; go on with: {shlex.join(['potstill', *sys.argv[1:]])}")
+            raise typer.Exit(INTERRUPTED)
+        print(found.table())
+        print(f"report: {found.page}")
+        if found.failed:
+            _say(f"failed: {', '.join(found.failed)}; the table says why")
+            raise typer.Exit(FAILED)
+
+
+@app.command()
 def measure(run_folder: RunPath, data: Data = None, show: Traceback = False) -> None:
     """Parameters, MACs, bytes and latency of teacher and student, timed in turns."""
     with _reporting(show):
@@ -227,11 +279,12 @@ def export(
 
 @app.command()
 def report(run_folder: RunPath, show: Traceback = False) -> None:
-    """Draw the report of a finished run again."""
+    """Draw the report of a finished run, or the page of a comparison, again."""
     with _reporting(show):
-        from potstill.report import render
+        from potstill.report import render, render_comparison
 
-        print(f"report: {render(run_folder)}")
+        compared = (run_folder / "comparison.json").is_file()
+        print(f"report: {render_comparison(run_folder) if compared else render(run_folder)}")
 
 
 @app.command()

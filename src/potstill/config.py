@@ -26,7 +26,7 @@ from potstill.models import ModelConfig
 from potstill.terms import parse_terms
 from potstill.train import TrainConfig
 
-__all__ = ["Recipe", "dump", "from_mapping", "load", "shipped_recipes"]
+__all__ = ["Recipe", "dump", "from_mapping", "load", "parse_yaml", "shipped_recipes"]
 
 COUNT = Range(least=1)
 
@@ -109,12 +109,21 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     else:
         names = shipped_recipes()
         raise UserError(str(recipe), f"no such recipe file or shipped recipe{nearest(str(recipe), names)}")
+    return parse_yaml(text, str(recipe))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A mapping from YAML, in which ``1e-3`` is a number and no key occurs twice.
+
+    Raises:
+        UserError: At ``where``, if it is something else.
+    """
     try:
         raw = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise UserError(str(recipe), f"not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(where, f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise UserError(str(recipe), f"expected a mapping of keys, got {_kind(raw)}")
+        raise UserError(where, f"expected a mapping of keys, got {_kind(raw)}")
     return raw
 
 

@@ -29,7 +29,7 @@ from potstill.tasks import Classification
 from potstill.teachers import Frozen
 from potstill.train.precision import Precision, choose
 
-__all__ = ["ARMS", "Arm", "Experiment", "load_experiment", "search_path"]
+__all__ = ["ARMS", "Arm", "Experiment", "load_experiment", "rehearse", "search_path"]
 
 Arm = Literal["control", "student"]
 ARMS: tuple[Arm, ...] = ("control", "student")
@@ -207,7 +207,7 @@ def assemble(
     )
     _check_batch_size(experiment)
     _check_outputs(experiment, student)
-    _rehearse(experiment)
+    rehearse(experiment)
     return experiment
 
 
@@ -229,7 +229,7 @@ def _check_batch_size(experiment: Experiment) -> None:
         raise UserError("train.batch_size", f"must be at most the {rows} training samples, got {size}")
 
 
-def _rehearse(experiment: Experiment) -> None:
+def rehearse(experiment: Experiment) -> None:
     """One small training batch through the whole scheme: what cannot work stops before the run starts."""
     seed = experiment.recipe.seed
     _, prepare = experiment.training(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ from potstill.folder import RunFolder
 from potstill.models.weights import save_weights
 from potstill.verdict import Verdict, compare, mean_interval
 
-__all__ = ["ArmOutcome", "Outcome", "conclude"]
+__all__ = [
+    "ArmOutcome",
+    "Outcome",
+    "Shared",
+    "conclude",
+    "measure_models",
+    "predict_teacher",
+    "predict_test",
+    "test_logits",
+]
 
 Logits = NDArray[np.float32]
 LATENCY_BATCHES = (1, 64)
@@ -52,29 +62,39 @@ class Outcome:
     measured: Mapping[str, measure.Measured]
 
 
-def conclude(experiment: Experiment, cells: Sequence[Finished], folder: RunFolder) -> Outcome:
+@dataclass(frozen=True)
+class Shared:
+    """What does not depend on how a student was trained.
+
+    Attributes:
+        teacher: The teacher's logits on the test part, ``(N, C)``.
+        measured: Size and latency of ``teacher`` and ``student``.
+    """
+
+    teacher: Logits
+    measured: Mapping[str, measure.Measured]
+
+
+def conclude(
+    experiment: Experiment, cells: Sequence[Finished], folder: RunFolder, shared: Shared | None = None
+) -> Outcome:
     """Evaluate all cells on the test part, compare the arms, measure the models, write ``result.json``.
 
     Args:
         experiment: The loaded recipe.
         cells: All finished cells; the control's may be absent.
         folder: Where ``student.safetensors`` and ``result.json`` go.
+        shared: What is known of teacher and student already.
     """
-    test = experiment.splits.test
-    labels = test.labels.numpy()
-    teacher = experiment.task.predict(experiment.teacher, experiment.evaluation(test), "teacher").numpy()
+    labels = experiment.splits.test.labels.numpy()
+    shared = shared or Shared(predict_teacher(experiment), measure_models(experiment))
+    teacher, measured = shared.teacher, shared.measured
     arms = _arms(experiment, cells, labels)
     verdict = None
     if "control" in arms:
         verdict = compare(
             _correct(arms["student"].selected, labels), _correct(arms["control"].selected, labels)
         )
-    example = experiment.fresh()
-    measured = measure.measure(
-        {"teacher": experiment.teacher, "student": example.to(experiment.device)},
-        experiment.input_shapes(),
-        batches=LATENCY_BATCHES,
-    )
     result = _result(experiment, arms, teacher, labels, verdict, measured)
     outcome = Outcome(
         result=result, verdict=verdict, labels=labels, teacher=teacher, arms=arms, measured=measured
@@ -82,6 +102,22 @@ def conclude(experiment: Experiment, cells: Sequence[Finished], folder: RunFolde
     if distributed.is_main():
         _keep_student(experiment, arms["student"], folder)
     return outcome
+
+
+def predict_teacher(experiment: Experiment) -> Logits:
+    """The teacher's logits on the test part, ``(N, C)``."""
+    part = experiment.evaluation(experiment.splits.test)
+    logits: Logits = experiment.task.predict(experiment.teacher, part, "teacher").numpy()
+    return logits
+
+
+def measure_models(experiment: Experiment) -> Mapping[str, measure.Measured]:
+    """Size and latency of teacher and student."""
+    return measure.measure(
+        {"teacher": experiment.teacher, "student": experiment.fresh().to(experiment.device)},
+        experiment.input_shapes(),
+        batches=LATENCY_BATCHES,
+    )
 
 
 def _arms(
@@ -96,7 +132,7 @@ def _arms(
         logits: dict[Which, list[Logits]] = {"last": [], "best": []}
         for cell in mine:
             for which in ("last", "best"):
-                logits[which].append(_predict(experiment, cell, which))
+                logits[which].append(predict_test(experiment, cell, which))
         arms[arm] = ArmOutcome(
             cells=mine,
             selected=np.stack(logits[selected]),
@@ -106,7 +142,20 @@ def _arms(
     return arms
 
 
-def _predict(experiment: Experiment, cell: Finished, which: Which) -> Logits:
+def test_logits(cell: Finished, which: Which) -> Path:
+    """Where a cell keeps its logits on the test part, if it keeps them."""
+    return cell.folder / f"test-{which}.npy"
+
+
+def predict_test(experiment: Experiment, cell: Finished, which: Which) -> Logits:
+    """A cell's logits on the test part, ``(N, C)``: those that it keeps, or computed here.
+
+    Raises:
+        UserError: If they are not finite.
+    """
+    if test_logits(cell, which).is_file():
+        kept: Logits = np.load(test_logits(cell, which))
+        return kept
     model = cell.load(experiment.fresh(), which).to(experiment.device)
     logits: Logits = experiment.task.predict(
         model, experiment.evaluation(experiment.splits.test), "student"

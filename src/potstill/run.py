@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from potstill.files import write_json
 from potstill.folder import RunFolder
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
-from potstill.outcome import conclude
+from potstill.outcome import Shared, conclude
 from potstill.plan import describe_plan
 from potstill.sanity import check_teacher
 from potstill.story import tell
 from potstill.train.observe import make_observer
 
-__all__ = ["LoadedRun", "Result", "execute", "finished", "load_student", "run"]
+__all__ = ["LoadedRun", "Result", "execute", "finished", "load_student", "report_cells", "run"]
 
 Echo = Callable[[str], None]
 
@@ -138,19 +138,33 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
-    outcome = conclude(experiment, cells, folder)
+    report_cells(experiment, cells, folder, facts, teacher_validation=accuracy, echo=echo)
+    return finished(folder, experiment.fresh())
+
+
+def report_cells(
+    experiment: Experiment,
+    cells: Sequence[Finished],
+    folder: RunFolder,
+    facts: Mapping[str, Any],
+    *,
+    teacher_validation: float,
+    echo: Echo,
+    shared: Shared | None = None,
+) -> None:
+    """Conclude finished cells and write ``result.json`` and the report into their run folder."""
+    outcome = conclude(experiment, cells, folder, shared)
     warnings = _warnings(outcome.result)
     for warning in warnings:
         echo(f"warning: {warning}")
     if distributed.is_main():
         from potstill.report import render
 
-        content = tell(experiment, outcome, facts, teacher_validation=accuracy, warnings=warnings)
+        content = tell(experiment, outcome, facts, teacher_validation=teacher_validation, warnings=warnings)
         content.save(folder.content)
         write_json(folder.result, outcome.result)
         render(folder.path)
     distributed.barrier()
-    return finished(folder, experiment.fresh())
 
 
 def _cells(

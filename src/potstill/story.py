@@ -102,7 +102,7 @@ def _setup(
     chosen = "The last epoch's weights count" if select == "last" else "The best epoch by validation counts"
     yield (
         f"{chosen}. Validation images serve for such choices only; the {len(splits.test):,} test images were "
-        "read once, after all training, and every accuracy of the table is on them."
+        "read only after training, and every accuracy of the table is on them."
     )
     yield (
         f"Latency is the median of repeated forward passes in float32 on {facts['processor']} with "

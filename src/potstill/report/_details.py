@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from potstill.report._format import seconds_text, share_text
 from potstill.report._material import Material, section
 from potstill.report.content import Answer, Guess, Sample
 
-__all__ = ["dark_knowledge", "matched", "provenance"]
+__all__ = ["dark_knowledge", "matched", "provenance", "provenance_text"]
 
 
 def dark_knowledge(material: Material) -> str:
@@ -103,15 +103,19 @@ def _shape(shape: Sequence[int]) -> str:
 
 def provenance(material: Material) -> str:
     """Recipe and environment, each with a button that copies it."""
-    rows = "\n".join(_lines("", material.environment))
     seconds = material.result.get("seconds")
     rate = material.result.get("samples_per_second")
     lead = "This recipe runs again as it stands: save it and give it to <code>potstill run</code>."
     if seconds:
         lead += f" Training took {seconds_text(float(seconds))} in all"
         lead += f", {float(rate):,.0f} samples a second for the student." if rate else "."
-    body = _copyable("recipe", "recipe.yaml", material.recipe) + _copyable("environment", "Environment", rows)
-    return section("recipe", "Do it again", body, lead)
+    return section("recipe", "Do it again", provenance_text(material.recipe, material.environment), lead)
+
+
+def provenance_text(recipe: str, environment: Mapping[str, object]) -> str:
+    """Recipe and environment as two texts with a button each."""
+    rows = "\n".join(_lines("", dict(environment)))
+    return _copyable("recipe", "recipe.yaml", recipe) + _copyable("environment", "Environment", rows)
 
 
 def _lines(prefix: str, value: object) -> list[str]:

@@ -45,6 +45,7 @@ def curves(
     x_title: str,
     fractions: bool = False,
     size: tuple[int, int] = (430, 255),
+    y_span: tuple[float, float] | None = None,
 ) -> str:
     """Mean lines with a band from the lowest to the highest seed.
 
@@ -54,9 +55,10 @@ def curves(
         x_title: Title of the horizontal axis.
         fractions: Write the vertical axis in per cent.
         size: Width and height of the drawing.
+        y_span: Lowest and highest value of the vertical axis, where several charts share one.
     """
     all_x = [value for band in bands for value in band.x]
-    all_y = [value for band in bands for value in (*band.low, *band.high)]
+    all_y = y_span or [value for band in bands for value in (*band.low, *band.high)]
     span = (min(all_x), max(all_x)) if len(set(all_x)) > 1 else fitted(all_x)
     frame = Frame.of(span, fitted(all_y, room=0.06), size=size, right=70)
     parts = [

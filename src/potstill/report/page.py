@@ -13,7 +13,7 @@ from potstill.report._headline import arms_table, headline, set_up
 from potstill.report._material import Material, read
 from potstill.report.style import SCRIPT, STYLE
 
-__all__ = ["render"]
+__all__ = ["document", "render"]
 
 # The page may run its own few lines and show its own images, and may not ask anybody for anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -49,15 +49,26 @@ def _page(material: Material) -> str:
         provenance(material),
     )
     task = escape(str(material.result["task"]).replace("_", " "))
+    return document(material.content.title, f"report, {task}", f"{headline(material)}{''.join(sections)}")
+
+
+def document(title: str, kind: str, main: str) -> str:
+    """A whole page that asks nobody for anything.
+
+    Args:
+        title: Its title, as text.
+        kind: What stands beside the name of Potstill at the top, as HTML.
+        main: Its body, as HTML.
+    """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(material.content.title)} · Potstill</title><style>{STYLE}</style></head><body>"
-        f'<div class="top"><span><b>Potstill</b> report, {task}</span>'
+        f"<title>{escape(title)} · Potstill</title><style>{STYLE}</style></head><body>"
+        f'<div class="top"><span><b>Potstill</b> {kind}</span>'
         '<button type="button" id="theme" hidden>Dark</button></div>'
-        f"<main>{headline(material)}{''.join(sections)}</main>"
+        f"<main>{main}</main>"
         f"<footer>Made by Potstill {escape(__version__)}. Everything on this page is in this file.</footer>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )

@@ -1,0 +1,7 @@
+"""Methods x seeds in one command: every method against the same control, and how far to trust the order."""
+
+from potstill.compare.lineup import line_up
+from potstill.compare.standings import Comparison
+from potstill.compare.tournament import compare_methods
+
+__all__ = ["Comparison", "compare_methods", "line_up"]

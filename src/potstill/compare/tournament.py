@@ -1,0 +1,228 @@
+"""The whole comparison: claim the folder, train what is missing, conclude, write tables and page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill import environment
+from potstill._version import __version__
+from potstill.cells import Finished
+from potstill.compare.cell import experiment_of, read_cell
+from potstill.compare.jobs import Outcomes, check_jobs, run_here, run_in_processes
+from potstill.compare.lineup import CONTROL, line_up
+from potstill.compare.place import Job, Place
+from potstill.compare.standings import Comparison, standings
+from potstill.compare.tables import csv_table, markdown_table
+from potstill.compare.worker import reason
+from potstill.config import Recipe, load
+from potstill.errors import UserError
+from potstill.experiment import Experiment, load_experiment, rehearse, search_path
+from potstill.files import write_atomic, write_json, write_text
+from potstill.folder import RunFolder
+from potstill.outcome import Shared, measure_models, predict_teacher
+from potstill.quality import accuracy
+from potstill.run import report_cells
+from potstill.sanity import check_teacher
+
+__all__ = ["compare_methods"]
+
+Echo = Callable[[str], None]
+
+
+def compare_methods(
+    recipe: str | Path,
+    methods: str | None = None,
+    *,
+    rows: Path | None = None,
+    seeds: int | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    jobs: int = 1,
+    echo: Echo = print,
+) -> Comparison:
+    """Train the control and every method with every seed; ``potstill compare`` is this function.
+
+    All see the same teacher, budget, initial weights, data order and views. What is finished is not trained
+    again, what was interrupted goes on, and more methods or seeds may join a finished comparison.
+
+    Args:
+        recipe: A recipe file or the name of a shipped one; its ``distill`` block is replaced.
+        methods: Names with commas between them, ``a+b`` for two terms together.
+        rows: A YAML file of named ``distill`` blocks.
+        seeds: Runs of each method; the recipe's ``seeds`` by default.
+        data: Folder where relative paths are looked up first.
+        out: The folder; ``runs/<recipe name>-compared`` by default.
+        overrides: ``a.b=value`` settings on top of the recipe.
+        jobs: Cells trained at once, each in a process with one thread.
+        echo: Where lines of text go.
+
+    Returns:
+        The comparison; a method that failed is a row of it and stops no other.
+
+    Raises:
+        UserError: For anything wrong with the recipe, the names, the data or the folder, and if the
+            control fails.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("compare", "starts its processes itself (--jobs); run it without torchrun")
+    check_jobs(jobs)
+    blocks = line_up(methods, rows)
+    base, count = _base(recipe, overrides, seeds)
+    numbers = [base.seed + number for number in range(count)]
+    place = Place((out or Path("runs") / f"{Path(recipe).stem}-compared").resolve())
+    experiment = load_experiment(base, search_path(data))
+    facts = environment.describe(experiment.device, precision=experiment.precision.name, world_size=1)
+    facts |= {"jobs": jobs, "threads": 1 if jobs > 1 else facts["threads"]}
+    facts["search"] = [str(path) for path in experiment.search]
+    validation = _teacher_validation(experiment, place)
+    place.claim(experiment.recipe, blocks, count, facts)
+    with place.locked() as lock:
+        write_json(place.teacher, {"validation": validation})
+        contest = _Contest(experiment, place, list(blocks), numbers, facts, validation, echo)
+        outcomes = contest.train(jobs, lock)
+        if outcomes.interrupted:
+            return Comparison(place.path, {}, interrupted=True)
+        return Comparison(place.path, contest.conclude(outcomes.failed))
+
+
+def _base(recipe: str | Path, overrides: Sequence[str], seeds: int | None) -> tuple[Recipe, int]:
+    """What all cells have in common, and the number of seeds; it may grow later and is no part of it."""
+    for override in overrides:
+        if override.partition("=")[0].split(".")[0] == "distill":
+            raise UserError(
+                f"--set {override}", "distill is replaced by each method's own; give blocks in a --rows file"
+            )
+    if seeds is not None and seeds < 1:
+        raise UserError("--seeds", f"must be >= 1, got {seeds}")
+    loaded = load(recipe, overrides)
+    return replace(loaded, distill={}, seeds=1), seeds or loaded.seeds
+
+
+def _teacher_validation(experiment: Experiment, place: Place) -> float:
+    """The teacher's accuracy on validation, checked once."""
+    if place.teacher.is_file():
+        return float(json.loads(place.teacher.read_text(encoding="utf-8"))["validation"])
+    part = experiment.splits.validation
+    logits = experiment.task.predict(experiment.teacher, experiment.evaluation(part), "teacher")
+    return check_teacher(logits.numpy(), part.labels.numpy(), experiment.task.class_names)
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """A claimed comparison at work."""
+
+    experiment: Experiment
+    place: Place
+    methods: list[str]
+    seeds: list[int]
+    facts: Mapping[str, Any]
+    validation: float
+    echo: Echo
+
+    def train(self, jobs: int, lock: int | None) -> Outcomes:
+        """Train what is not finished, seed by seed, so that an interrupted comparison has whole rows."""
+        every = [Job(method, seed) for seed in self.seeds for method in (CONTROL, *self.methods)]
+        missing = [job for job in every if not self.place.done(job)]
+        broken = self._broken(dict.fromkeys(job.method for job in missing if job.method != CONTROL))
+        todo = [job for job in missing if job.method not in broken]
+        titles = [f"{job.name} ({every.index(job) + 1}/{len(every)})" for job in todo]
+        self.echo(
+            f"teacher: {self.validation:.2%} on {len(self.experiment.splits.validation)} validation samples; "
+            f"{len(every)} cells, {len(every) - len(missing)} finished already, {len(todo)} to train"
+        )
+        if jobs > 1:
+            done = run_in_processes(self.place, todo, titles, jobs, lock, self.echo)
+        else:
+            done = run_here(self.experiment, self.place, todo, titles, self.echo)
+        done.failed.update(broken)
+        return done
+
+    def _broken(self, methods: Mapping[str, None]) -> dict[str, str]:
+        """Methods that cannot take one step, found before hours of training."""
+        found = {}
+        for method in methods:
+            try:
+                rehearse(experiment_of(self.experiment, self.place.recipe(method)))
+            except Exception as error:  # a row of the table; the others go on
+                found[method] = reason(error)
+                self.echo(f"{method}: failed: {found[method]}")
+        return found
+
+    def conclude(self, failed: Mapping[str, str]) -> dict[str, Any]:
+        """Each method's own report, the tables and the page."""
+        good = [method for method in self.methods if method not in failed]
+        controls = [self._cell(CONTROL, seed) for seed in self.seeds]
+        shared: Shared | None = None
+        for method in good:
+            if not self._reported(method):
+                shared = shared or Shared(self._teacher_test(), measure_models(self.experiment))
+                self._report(method, controls, shared)
+        data = standings(self.experiment, self.place, self.methods, self.seeds, failed)
+        labels, recipe = self.experiment.splits.test.labels.numpy(), self.experiment.recipe
+        data |= {
+            "potstill": __version__,
+            "teacher": {
+                "validation": self.validation,
+                "test": accuracy(self._teacher_test(), labels),
+            },
+            "title": f"{recipe.student.model} taught by {recipe.teacher.model}",
+            "recipe": RunFolder(self.place.path).recipe.read_text(encoding="utf-8"),
+            "environment": dict(self.facts),
+            "histories": {
+                method: [self._cell(method, seed).history for seed in self.seeds]
+                for method in (CONTROL, *good)
+            },
+        }
+        self._write(data)
+        return data
+
+    def _write(self, data: dict[str, Any]) -> None:
+        from potstill.report import render_comparison
+
+        machine = f"{self.facts['processor']}, {self.facts['threads']} thread(s) a cell"
+        write_text(self.place.table("csv"), csv_table(data))
+        write_text(self.place.table("md"), markdown_table(data, str(self.facts["command"]), machine))
+        write_json(self.place.table("json"), data)
+        render_comparison(self.place.path)
+
+    def _cell(self, method: str, seed: int) -> Finished:
+        return read_cell(self.experiment, self.place, Job(method, seed))
+
+    def _reported(self, method: str) -> bool:
+        folder = self.place.run(method)
+        return (
+            folder.report.is_file()
+            and folder.finished
+            and int(folder.read_result()["seeds"]) == len(self.seeds)
+        )
+
+    def _teacher_test(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The teacher's answers on the test part, computed once."""
+        path = self.place.teacher_test
+        if not path.is_file():
+            with write_atomic(path) as aside:
+                np.save(aside, predict_teacher(self.experiment))
+        return np.asarray(np.load(path), dtype=np.float32)
+
+    def _report(self, method: str, controls: Sequence[Finished], shared: Shared) -> None:
+        folder, experiment = self.place.run(method), experiment_of(self.experiment, self.place.recipe(method))
+        cells = [*controls, *(self._cell(method, seed) for seed in self.seeds)]
+        rows = [(cell.folder / "metrics.jsonl").read_text(encoding="utf-8") for cell in cells]
+        write_text(folder.metrics, "".join(rows))
+        report_cells(
+            experiment,
+            cells,
+            folder,
+            self.facts,
+            teacher_validation=self.validation,
+            echo=lambda line: None,
+            shared=shared,
+        )
