@@ -1,0 +1,278 @@
+"""Early exits for any classifier: small heads on tapped layers, nothing in the network rewritten.
+
+Each exit brings its layer to the shape of the deepest features and answers from there, so that it can
+learn from the deepest answer and from the deepest features (see ``schemes.deep_supervision``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from potstill.adapters import kind_of
+from potstill.batch import Signals
+from potstill.errors import UserError, nearest
+from potstill.pairing import auto_pairs
+from potstill.recording import LayerShape, record
+from potstill.taps import INPUT, Tapped
+
+__all__ = ["EXIT", "FEATURE", "Exit", "WithExits", "pooled"]
+
+EXIT = "exit:"
+FEATURE = "feature:"
+TOKEN_EXITS = 4  # of a network of equal blocks, exits stand at the ends of its quarters
+NARROW = 128  # a bottleneck may be this wide, however wide the deepest features are
+FIRST_SHARE = 0.05  # before this share of the layers with weights, there is nothing to answer from
+
+
+class Exit(nn.Module):
+    """A head on one layer: a bottleneck to the shape of the deepest features, then a linear layer.
+
+    Maps go through depth-wise separable convolutions, each halving the size until that of the deepest map,
+    the last one at that size; tokens and vectors are pooled and normalised.
+
+    Args:
+        shape: Shape of the layer's tensor, batch first.
+        deepest: Shape of the deepest features, batch first.
+        num_classes: Number of classes.
+        where: Dotted key for messages.
+
+    Raises:
+        UserError: If the one cannot be brought to the other.
+
+    Reference:
+        Zhang, Song, Gao, Chen, Bao, Ma, "Be Your Own Teacher: Improve the Performance of Convolutional Neural
+        Networks via Self Distillation", 2019, https://arxiv.org/abs/1905.08094
+
+    >>> logits, feature = Exit((2, 16, 32, 32), (2, 64, 8, 8), 10)(torch.zeros(2, 16, 32, 32))
+    >>> logits.shape, feature.shape
+    (torch.Size([2, 10]), torch.Size([2, 64, 8, 8]))
+    """
+
+    def __init__(
+        self, shape: Sequence[int], deepest: Sequence[int], num_classes: int, *, where: str = ""
+    ) -> None:
+        super().__init__()
+        kinds = kind_of(shape), kind_of(deepest)
+        self.maps = kinds == ("maps", "maps")
+        self.size: tuple[int, int] | None = None
+        channels, deepest_channels = _channels(shape), _channels(deepest)
+        if self.maps:
+            self.bottleneck: nn.Module = self._convolutions(shape, deepest, where)
+        elif "other" in kinds or kinds[1] == "maps":
+            raise UserError(
+                where,
+                f"no exit can bring {kinds[0]} {tuple(shape)} to the deepest features, {kinds[1]} "
+                f"{tuple(deepest)}; choose another layer",
+            )
+        else:
+            norm = nn.LayerNorm(channels)
+            same = channels == deepest_channels
+            self.bottleneck = norm if same else nn.Sequential(norm, nn.Linear(channels, deepest_channels))
+        self.head = nn.Linear(deepest_channels, num_classes)
+
+    def _convolutions(self, shape: Sequence[int], deepest: Sequence[int], where: str) -> nn.Sequential:
+        channels, size, goal = shape[1], tuple(shape[2:]), tuple(deepest[2:])
+        if any(ours < theirs for ours, theirs in zip(size, goal, strict=True)):
+            raise UserError(
+                where,
+                f"its maps {tuple(shape)} are smaller than the deepest {tuple(deepest)}; choose another",
+            )
+        blocks: list[nn.Module] = []
+        while all(-(-ours // 2) >= theirs for ours, theirs in zip(size, goal, strict=True)) and size != goal:
+            width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
+            blocks.append(_separable(channels, width, stride=2))
+            channels, size = width, tuple(-(-side // 2) for side in size)
+        blocks.append(_separable(channels, deepest[1], stride=1))
+        self.size = None if size == goal else (goal[0], goal[1])
+        return nn.Sequential(*blocks)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer from a layer.
+
+        Args:
+            feature: Maps ``(N, C, H, W)``, tokens ``(N, L, C)`` or vectors ``(N, C)``.
+
+        Returns:
+            Logits ``(N, num_classes)``, and the bottleneck's features in the shape of the deepest: maps, or
+            vectors ``(N, C)`` where the deepest are tokens or vectors.
+        """
+        feature = self.bottleneck(feature if self.maps else pooled(feature))
+        if self.size is not None:
+            feature = adaptive_avg_pool2d(feature, self.size)
+        return self.head(pooled(feature)), feature
+
+
+def _channels(shape: Sequence[int]) -> int:
+    return shape[1] if kind_of(shape) == "maps" else shape[-1]
+
+
+def _separable(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_in, 3, stride, padding=1, groups=channels_in, bias=False),
+        nn.Conv2d(channels_in, channels_out, 1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    )
+
+
+def pooled(feature: Tensor) -> Tensor:
+    """Mean over positions: maps ``(N, C, H, W)`` or tokens ``(N, L, C)`` to ``(N, C)``; vectors stay.
+
+    >>> pooled(torch.ones(2, 5, 3)).shape
+    torch.Size([2, 3])
+    """
+    if feature.dim() == 4:
+        return feature.mean(dim=(2, 3))
+    return feature.mean(dim=1) if feature.dim() == 3 else feature
+
+
+class WithExits(nn.Module):
+    """A classifier and its exits; all of them answer in one forward pass.
+
+    Args:
+        model: Any classifier with one tensor as input and logits ``(N, classes)`` as output.
+        exits: Paths of layers, or ``auto``: the ends of all stages but the last (the ends of the quarters
+            where the blocks are all alike, as in a transformer).
+        example: A small batch of inputs, ``(N, ...)``.
+        where: Dotted key for messages.
+
+    Attributes:
+        paths: Where the exits are, in the order in which they are computed.
+        deepest: Path of the deepest features.
+
+    Raises:
+        UserError: If a path is unknown, never runs, comes after the deepest features, or names the same
+            place as another.
+
+    >>> stages = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3, 2), nn.Conv2d(8, 8, 3, 1, 1)
+    >>> network = nn.Sequential(*stages, nn.Flatten(), nn.Linear(32, 3))
+    >>> signals = WithExits(network, ["0"], torch.zeros(2, 1, 7, 7))(torch.zeros(2, 1, 7, 7))
+    >>> {key: tuple(tensor.shape) for key, tensor in signals.taps.items()}
+    {'exit:0': (2, 3), 'feature:0': (2, 8, 2, 2), 'feature:2': (2, 8, 2, 2)}
+    """
+
+    def __init__(
+        self, model: nn.Module, exits: str | Sequence[str], example: Tensor, *, where: str = "exits"
+    ) -> None:
+        super().__init__()
+        layers = record(model, example)
+        self.deepest, stages = _stages(layers, where)
+        if isinstance(exits, str) and exits != "auto":
+            raise UserError(where, f"expected 'auto' or a list of layers, got '{exits}'")
+        chosen = _automatic(model, layers, stages, where) if isinstance(exits, str) else list(exits)
+        shapes = _checked(model, layers, chosen, self.deepest, where)
+        self.paths = tuple(shapes)
+        self.tapped = Tapped(model, [*self.paths, self.deepest], role=where)
+        classes = _check_places(self.tapped, example, where)
+        deepest = next(layer.shape for layer in layers if layer.path == self.deepest)
+        self.exits = nn.ModuleList(
+            Exit(shape, deepest, classes, where=f"{where}: layer '{path}'") for path, shape in shapes.items()
+        ).to(example.device)
+
+    @property
+    def model(self) -> nn.Module:
+        """The classifier itself."""
+        return self.tapped.model
+
+    def forward(self, inputs: Tensor) -> Signals:
+        """Answer at every exit.
+
+        Args:
+            inputs: What the classifier takes, ``(N, ...)``.
+
+        Returns:
+            The deepest logits as output; as taps ``exit:<path>`` the logits ``(N, classes)`` of each exit,
+            ``feature:<path>`` its bottleneck and, under the path of the deepest layer, the deepest
+            features.
+        """
+        signals: Signals = self.tapped(inputs)
+        taps: dict[str, Tensor] = {}
+        for path, head in zip(self.paths, self.exits, strict=True):
+            taps[EXIT + path], taps[FEATURE + path] = head(signals.taps[path])
+        deepest = signals.taps[self.deepest]
+        taps[FEATURE + self.deepest] = deepest if deepest.dim() == 4 else pooled(deepest)
+        return Signals(signals.output, taps)
+
+
+def _stages(layers: Sequence[LayerShape], where: str) -> tuple[str, list[str]]:
+    """The deepest features, and the ends of all stages (or blocks) up to them."""
+    ends = [pair.student for pair in auto_pairs(layers, layers, where=where)]
+    return ends[-1], ends
+
+
+def _automatic(
+    model: nn.Module, layers: Sequence[LayerShape], stages: Sequence[str], where: str
+) -> list[str]:
+    known = {layer.path: layer for layer in layers}
+    weights = [
+        layer.ended
+        for layer in layers
+        if layer.path in dict(model.named_modules())
+        and next(model.get_submodule(layer.path).parameters(recurse=False), None) is not None
+    ]
+    chosen = list(stages[:-1])
+    if known[stages[-1]].kind == "tokens":
+        count = len(stages)
+        places = {-(-count * part // TOKEN_EXITS) for part in range(1, TOKEN_EXITS)} - {count}
+        chosen = [stages[place - 1] for place in sorted(places)]
+    chosen = [
+        path
+        for path in chosen
+        if sum(ended <= known[path].ended for ended in weights) >= FIRST_SHARE * len(weights)
+    ]
+    if not chosen:
+        raise UserError(where, "auto finds no stage before the last features; list the layers")
+    return chosen
+
+
+def _checked(
+    model: nn.Module, layers: Sequence[LayerShape], chosen: Sequence[str], deepest: str, where: str
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the chosen layers in the order in which they are computed."""
+    known = {layer.path: layer for layer in layers if not layer.path.endswith(INPUT)}
+    names = [name for name, _ in model.named_modules() if name]
+    if not chosen:
+        raise UserError(where, "expected at least one layer, got an empty list")
+    for path in chosen:
+        if path not in names:
+            raise UserError(where, f"no layer '{path}'{nearest(path, names)}")
+        if path not in known:
+            raise UserError(where, f"layer '{path}' never ran on the example, or gave no tensor")
+        if not known[path].stable:
+            raise UserError(
+                where,
+                f"layer '{path}' cannot have an exit: it runs more than once, or what follows overwrites its "
+                f"tensor in place; choose a layer after it",
+            )
+        if known[path].ended >= known[deepest].ended:
+            raise UserError(
+                where,
+                f"layer '{path}' is at or after the last features ('{deepest}'): leaving there would save "
+                f"nothing; choose an earlier layer",
+            )
+        if chosen.count(path) > 1:
+            raise UserError(where, f"two exits at one place: '{path}' is listed twice")
+    return {path: known[path].shape for path in sorted(chosen, key=lambda path: known[path].ended)}
+
+
+@torch.no_grad()
+def _check_places(tapped: Tapped, example: Tensor, where: str) -> int:
+    """Refuse two paths that give the very same tensor; the number of classes."""
+    modes = {module: module.training for module in tapped.modules()}
+    try:
+        signals: Signals = tapped.eval()(example)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    places: dict[int, str] = {}
+    for path, tensor in reversed(list(signals.taps.items())):  # the deepest first
+        other = places.setdefault(id(tensor), path)
+        if other != path:
+            raise UserError(where, f"two exits at one place: '{path}' gives the very tensor of '{other}'")
+    if signals.output.dim() != 2:
+        raise UserError(where, f"exits need logits (N, classes), got an output {tuple(signals.output.shape)}")
+    return int(signals.output.shape[1])
