@@ -20,19 +20,19 @@ from potstill.errors import UserError, nearest
 from potstill.losses._declare import LossSpec, Range, spec_of
 from potstill.pairing import Layers
 
-__all__ = ["LabelsConfig", "Term", "TermConfig", "parse_terms", "weight_at"]
+__all__ = ["MEASURED_SHARE", "LabelsConfig", "Term", "TermConfig", "Times", "parse_terms", "weight_at"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 FIRST_WARMUP = 1e-3
 """Share of the weight with which a warm-up begins: never nothing, so there is always a gradient."""
+MEASURED_SHARE = 0.02
+"""Share of the run after which the weight of a term at ``auto`` is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsConfig:
-    """The supervised loss beside the terms; all times are shares of the run, 0 to 1."""
+class Times:
+    """When something counts; all times are shares of the run, 0 to 1."""
 
-    weight: float | None = None
-    """Multiplies the supervised loss; the terms' default for it where absent."""
     schedule: Schedule = "constant"
     """``linear`` and ``cosine`` fall to 0 at ``until``."""
     warmup: float = 0.0
@@ -44,9 +44,21 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TermConfig(LabelsConfig):
+class LabelsConfig(Times):
+    """The supervised loss beside the terms."""
+
+    weight: float | None = None
+    """Multiplies the supervised loss; the terms' default for it where absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig(Times):
     """One thing that is matched."""
 
+    weight: float | Literal["auto"] | None = None
+    """Multiplies it; the loss's default where absent, chosen by measured gradients where ``auto``."""
+    share: float | None = None
+    """At ``auto``: how long its gradient is to be, the supervised loss's being 1."""
     loss: str
     """Name of a function in :mod:`potstill.losses`."""
     layers: Layers = "auto"
@@ -55,7 +67,7 @@ class TermConfig(LabelsConfig):
     """Options of the loss."""
 
 
-def weight_at(weight: float, config: LabelsConfig, progress: float) -> float:
+def weight_at(weight: float, config: Times, progress: float) -> float:
     """The weight at ``progress``, a share of the run; 0 outside ``start`` to ``until``.
 
     >>> weight_at(2.0, LabelsConfig(schedule="linear", start=0.5), 0.75)
@@ -80,7 +92,11 @@ class Term:
         config: What it matches.
 
     Attributes:
-        weight: Its weight at full strength: the loss's own default where the recipe says nothing.
+        weight: Its weight at full strength: the loss's own default where the recipe gives no number.
+        share: Where the weight is ``auto``, the length of its gradient that is wanted, as a multiple of the
+            supervised loss's; else ``None``. By default, a loss of outputs pulls as its default weight
+            stands to the labels' (9 for ``kl``: their gradients are alike in size), any other half as
+            hard as the labels.
         options: All options of its loss, defaults included.
 
     Raises:
@@ -98,8 +114,11 @@ class Term:
             raise UserError(at, f"unknown loss{got}{known}")
         self.function: Callable[..., Tensor] = getattr(losses, config.loss)
         self.spec: LossSpec = spec_of(self.function)
-        self.weight = self.spec.weight if config.weight is None else config.weight
+        _check_weight(self.where, config.weight, auto=True)
+        _check_share(self.where, config)
         _check_times(self.where, config)
+        self.weight = config.weight if isinstance(config.weight, int | float) else self.spec.weight
+        self.share = self._wanted_share() if config.weight == "auto" else None
         self.options = self._checked_options()
         _check_layers(self.where, config.layers, self.spec)
 
@@ -113,14 +132,15 @@ class Term:
         defaults = inspect.signature(self.function).parameters
         return {option: self.config.options.get(option, defaults[option].default) for option in known}
 
+    def _wanted_share(self) -> float:
+        if self.config.share is not None:
+            return self.config.share
+        return self.spec.weight / self.spec.labels if self.spec.signal == "logits" else 0.5
+
     @property
     def signal(self) -> str:
         """What it compares, as its loss declares."""
         return self.spec.signal
-
-    def weight_at(self, progress: float) -> float:
-        """Its weight at ``progress``, 0 to 1; 0 outside its window."""
-        return weight_at(self.weight, self.config, progress)
 
 
 def parse_terms(raw: Mapping[str, Any]) -> tuple[LabelsConfig | None, dict[str, TermConfig]]:
@@ -156,25 +176,36 @@ def parse_terms(raw: Mapping[str, Any]) -> tuple[LabelsConfig | None, dict[str, 
         for key in body:
             raise UserError(f"{where}.{key}", f"unknown key{nearest(str(key), _keys(LabelsConfig))}")
         labels = LabelsConfig(**known)
+        _check_weight(where, labels.weight, auto=False)
         _check_times(where, labels)
     return labels, terms
 
 
-def _keys(config: type[LabelsConfig]) -> list[str]:
+def _keys(config: type[Times]) -> list[str]:
     return [{"start": "from"}.get(item.name, item.name) for item in fields(config) if item.name != "options"]
 
 
-def _known_and_other(
-    config: type[LabelsConfig], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _known_and_other(config: type[Times], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     keys = _keys(config)
     known = {"start" if key == "from" else key: value for key, value in given.items() if key in keys}
     return known, {key: value for key, value in given.items() if key not in keys}
 
 
-def _check_times(where: str, config: LabelsConfig) -> None:
-    if config.weight is not None:
-        check_value(f"{where}.weight", config.weight, Annotated[float, Range(least=0)])
+def _check_weight(where: str, weight: Any, *, auto: bool) -> None:
+    if weight is not None and not (auto and weight == "auto"):
+        number = Annotated[float, Range(least=0)]
+        check_value(f"{where}.weight", weight, number | Literal["auto"] if auto else number)
+
+
+def _check_share(where: str, config: TermConfig) -> None:
+    if config.share is None:
+        return
+    check_value(f"{where}.share", config.share, Annotated[float, Range(above=0)])
+    if config.weight != "auto":
+        raise UserError(f"{where}.share", f"has a meaning at weight: auto alone, got weight: {config.weight}")
+
+
+def _check_times(where: str, config: Times) -> None:
     check_value(f"{where}.schedule", config.schedule, Schedule)
     share = Annotated[float, Range(least=0, most=1)]
     for key, value in (("warmup", config.warmup), ("from", config.start), ("until", config.until)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Trained:
         seconds: Time spent in steps, resumed parts included.
         samples_per_second: Training samples over that time.
         interrupted: The user stopped it; the last checkpoint holds everything.
+        weights: Those of terms at ``auto``, as they were chosen.
     """
 
     last_state: State
@@ -62,3 +63,4 @@ class Trained:
     seconds: float
     samples_per_second: float
     interrupted: bool
+    weights: dict[str, float] = field(default_factory=dict)

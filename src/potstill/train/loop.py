@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill import distributed
 from potstill.batch import Batch
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
+from potstill.train.balance import Balance, Gradients
 from potstill.train.contract import Scheme, State, Trained
 from potstill.train.course import Course, Prepare, total_steps
+from potstill.train.figures import Figures, Tally
 from potstill.train.interrupt import Interrupt, watch_interrupts
 from potstill.train.learners import Learners
 from potstill.train.observe import Observer
@@ -140,7 +142,8 @@ class Training:
         self.history: list[dict[str, float]] = []
         self.best: tuple[float, int, State] | None = None
         self.stopped_early = self.interrupted = False
-        self._sums: dict[str, tuple[float, float]] = {}  # of each part since the last row of figures
+        self.balance = Balance(scheme, config.gradient_norms, self.course.total)
+        self.figures = Figures()
         self._since_saved = Stopwatch()
 
     # The course -----------------------------------------------------------------------------------
@@ -176,11 +179,11 @@ class Training:
         for phase in stage.phases:
             counts, agreed = self._counts(batches, phase, wishes)
             names = self.scheme.trainable(stage.name, phase)
-            sums: dict[str, Tensor] = {}
+            tally, gradients = Tally(), self.balance.measuring(self.step, counts)
             for number, batch in enumerate(batches):
                 with self.learners.synchronised(names, last=number == len(batches) - 1):
-                    self._backward(batch, phase, counts, sums)
-            self._take(sums, counts)
+                    self._backward(batch, phase, counts, tally, gradients)
+            self._take(tally, counts, gradients)
             self.learners.update(names)
         self.learners.update_average()
         self.step += 1
@@ -198,21 +201,21 @@ class Training:
         return {name: joint[f"part {name}"] for name in counts}, agreed
 
     def _backward(
-        self, batch: Batch, phase: str, counts: Mapping[str, float], sums: dict[str, Tensor]
+        self, batch: Batch, phase: str, counts: Mapping[str, float], tally: Tally, gradients: Gradients | None
     ) -> None:
-        """Gradients of one batch; adds each part's total to ``sums``, without waiting for the device."""
+        """Gradients of one batch, counted in ``tally`` and, where they are measured, in ``gradients``."""
         with self.precision.autocast(self.device):
             step = self.scheme(batch, phase)
         loss = step.loss_over(counts) * distributed.world_size()  # DDP takes the mean over processes
+        if gradients is not None:
+            gradients.add(step.parts, counts)
         loss.backward()  # type: ignore[no-untyped-call]
-        totals = {name: part.total.detach() for name, part in step.parts.items()}
-        for name, total in {**totals, "": loss.detach()}.items():
-            sums[name] = sums[name] + total if name in sums else total
+        tally.add(step.parts, loss)
 
-    def _take(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
-        """Sum the parts over processes and check them: the one wait for the device in a step."""
-        joint = distributed.sum_tensor(torch.stack([total.double() for total in sums.values()])).tolist()
-        bad = [name for name, total in zip(sums, joint, strict=True) if not math.isfinite(total)]
+    def _take(self, tally: Tally, counts: Mapping[str, float], gradients: Gradients | None) -> None:
+        """Check a step's parts over all processes, and count them and their gradients."""
+        joint = tally.joint()
+        bad = [name for name, total in joint.items() if not math.isfinite(total)]
         if bad:
             named = ", ".join(filter(None, bad)) or "the sum of the parts"
             raise UserError(
@@ -220,10 +223,21 @@ class Training:
                 f"the loss is not finite at step {self.step + 1} of {self.course.total}: {named}; "
                 f"{self._last_good()}; a lower train.learning_rate or train.clip usually helps",
             )
-        for name, total in zip(sums, joint, strict=True):
-            if name:
-                before, count = self._sums.get(name, (0.0, 0.0))
-                self._sums[name] = (before + total, count + counts[name])
+        self.figures.add(joint, tally.weights, counts)
+        if gradients is not None:
+            norms = gradients.norms()
+            self.figures.add_norms(norms, tally.weights)
+            self._weigh(norms)
+
+    def _weigh(self, norms: Mapping[str, float]) -> None:
+        """Let the norms decide the weights that are due after this step, and tell them."""
+        chosen = self.balance.take(self.step, norms)
+        for line in chosen.values():
+            self.observer.say(line)
+        if chosen:
+            done = self.step + 1
+            weights = {name: self.balance.weights[name] for name in chosen}
+            self.observer.log({"step": done, "epoch": self.course.epoch(done), "weights": weights})
 
     def _last_good(self) -> str:
         paths = self.checkpoints.paths()
@@ -233,15 +247,13 @@ class Training:
 
     def log(self) -> None:
         """Tell the observer the mean of each part of the loss since the last call."""
-        parts = {name: total / max(count, 1.0) for name, (total, count) in self._sums.items()}
-        self._sums = {}
         self.observer.log(
             {
                 "step": self.step,
                 "epoch": self.course.epoch(self.step),
                 "learning_rate": learning_rate(self.config, self.step - 1, self.course.total),
                 "samples_per_second": self._rate(),
-                "parts": parts,
+                **self.figures.row(),
             }
         )
 
@@ -287,7 +299,8 @@ class Training:
             "best": self.best,
             "seconds": self.seconds,
             "stopped_early": self.stopped_early,
-            "sums": self._sums,
+            "figures": self.figures.state(),
+            "balance": self.balance.state(),
         }
 
     def restore(self) -> None:
@@ -302,7 +315,8 @@ class Training:
         restore_random_state(states[distributed.rank() % len(states)])
         self.step, self.history, self.best = payload["step"], payload["history"], payload["best"]
         self.seconds, self.stopped_early = payload["seconds"], payload["stopped_early"]
-        self._sums = payload["sums"]
+        self.figures.restore(payload["figures"])
+        self.balance.restore(payload["balance"])
 
     def result(self) -> Trained:
         """What :func:`train` returns."""
@@ -316,4 +330,5 @@ class Training:
             seconds=self.seconds,
             samples_per_second=self._rate(),
             interrupted=self.interrupted,
+            weights=self.balance.weights,
         )

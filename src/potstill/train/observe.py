@@ -26,7 +26,7 @@ class Observer(Protocol):
         """``step`` steps are done."""
 
     def log(self, row: Row) -> None:
-        """A row of figures: ``step``, ``epoch``, and mean loss ``parts`` or validation metrics."""
+        """A row: ``step``, ``epoch``, and figures of the loss, validation metrics, or chosen ``weights``."""
 
     def say(self, line: str) -> None:
         """A line for the user."""
@@ -80,7 +80,8 @@ class Bar:
     def log(self, row: Row) -> None:
         """Show the newest parts and rate."""
         rate = f"{row['samples_per_second']:.0f}/s" if "samples_per_second" in row else None
-        fields = {"parts": summary(row)} | ({} if rate is None else {"rate": rate})
+        shown = {"parts": summary(row) or None, "rate": rate}
+        fields = {name: text for name, text in shown.items() if text is not None}
         self._progress.update(self._task, **fields)  # type: ignore[arg-type]
 
     def say(self, line: str) -> None:
@@ -210,9 +211,13 @@ class TensorBoard:
 
     def log(self, row: Row) -> None:
         """Write every number of the row."""
-        flat = {name: value for name, value in row.items() if name not in ("step", "parts")}
-        for name, value in {**flat, **row.get("parts", {})}.items():
-            self._writer.add_scalar(name, value, row["step"])
+        for name, value in row.items():
+            if isinstance(value, Mapping):
+                for part, figure in value.items():
+                    title = part if name == "parts" else f"{name}/{part}"
+                    self._writer.add_scalar(title, figure, row["step"])
+            elif name != "step":
+                self._writer.add_scalar(name, value, row["step"])
 
     def say(self, line: str) -> None:
         """Nothing: figures only."""

@@ -59,6 +59,8 @@ class TrainConfig:
     """Stop after this many epochs without a better validation metric."""
     checkpoint_every: Annotated[int, COUNT] | None = None
     """Steps between checkpoints; by default each epoch, and at least each minute."""
+    gradient_norms: Annotated[int, Range(least=0)] | None = None
+    """Steps between measurements of each part's gradient; 0 for none, by default as many as cost 2 %."""
     tensorboard: bool = False
     """Write TensorBoard files too."""
     device: str = "auto"
