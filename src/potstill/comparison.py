@@ -46,11 +46,13 @@ def compare(
     Raises:
         UserError: If the loss cannot compare what the two networks gave, or lacks labels.
     """
-    if term.signal == "logits":
-        return _value(term, term.function, student.output, teacher.output, batch, batch.where)
+    if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
+        return _value(term, term.function, student.output, teacher.output.detach(), batch, batch.where)
     pairs = list(pairs)
     mask = None if batch.where is None else any_valid(batch.where)
     ours = [_brought(term, student.output, student.taps[pair.key]) for pair in pairs]
+    if term.signal != "gradients":
+        teacher = Signals(teacher.output, {path: tap.detach() for path, tap in teacher.taps.items()})
     theirs = [_brought(term, teacher.output, teacher.taps[pair.teacher]) for pair in pairs]
     values = []
     for place, given in enumerate(_spans(term, ours, theirs)):
@@ -66,9 +68,21 @@ def _told(matcher: nn.Module, batch: Batch) -> Callable[..., Tensor]:
 
     def call(student: Tensor, teacher: Tensor, *, where: Tensor | None, **_options: Any) -> Tensor:
         value: Tensor = matcher(student, teacher, where=where, index=batch.index)
+        _remember(matcher, student, teacher, batch.index, where)
         return value
 
     return call
+
+
+def _remember(
+    matcher: nn.Module, student: Tensor, teacher: Tensor, index: Tensor, where: Tensor | None
+) -> None:
+    """Show a loss with a memory the samples of all processes, so that each keeps the same memory."""
+    remember = getattr(matcher, "remember", None)
+    if remember is None or not matcher.training:
+        return
+    ours, theirs, rows = (distributed.gather(each.detach()) for each in (student, teacher, index))
+    remember(ours, theirs, index=rows, where=None if where is None else distributed.gather(where))
 
 
 def _brought(term: Term, output: Tensor, tapped: Tensor) -> Given:

@@ -119,7 +119,12 @@ def _check_spans(term: Term, pairs: Sequence[Pair]) -> None:
         )
 
 
-NEEDED = {"maps": ("maps",), "tokens": ("tokens",), "attention": ("maps",)}
+NEEDED = {
+    "maps": ("maps",),
+    "tokens": ("tokens",),
+    "attention": ("maps",),
+    "gradients": ("maps", "tokens", "vector", "other"),
+}
 """Kinds of tensors (see :func:`~potstill.adapters.kind_of`) that a signal may have; the others take all."""
 
 

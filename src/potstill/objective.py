@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from potstill.comparison import any_valid, compare, total_of
 from potstill.errors import UserError
 from potstill.layers import PlannedPair, plan_layers
 from potstill.recording import LayerShape, record
+from potstill.taps import INPUT
 from potstill.terms import MEASURED_SHARE, LabelsConfig, Term, TermConfig, Times, parse_terms, weight_at
 
 __all__ = ["LabelsConfig", "Objective", "PlannedPair", "Term", "TermConfig", "parse_terms"]
@@ -113,12 +114,17 @@ class Objective:
     @property
     def student_paths(self) -> tuple[str, ...]:
         """Layers to tap in the student, once there is a plan."""
-        return tuple(dict.fromkeys(pair.student for pair in self.plan))
+        return self._paths(pair.student for pair in self.plan)
 
     @property
     def teacher_paths(self) -> tuple[str, ...]:
         """Layers to tap in the teacher, once there is a plan."""
-        return tuple(dict.fromkeys(pair.teacher for pair in self.plan))
+        return self._paths(pair.teacher for pair in self.plan)
+
+    def _paths(self, planned: Iterable[str]) -> tuple[str, ...]:
+        """The planned layers; a tap of the input is what makes networks differentiable, and twice."""
+        differentiable = any(term.signal == "gradients" for term in self.terms.values())
+        return tuple(dict.fromkeys([*[INPUT] * differentiable, *planned]))
 
     def build(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from potstill.errors import UserError, nearest
 from potstill.recording import LayerShape
-from potstill.taps import INPUT
+from potstill.taps import ATTENTION, INPUT, NO_ATTENTION
 
 __all__ = ["Layers", "Pair", "auto_pairs", "explicit_pairs"]
 
@@ -56,9 +56,17 @@ def auto_pairs(
     Raises:
         UserError: If the two have nothing of the same kind to pair.
     """
+    if signal == "gradients":
+        return [Pair(INPUT, INPUT, "the input of both networks")]
+    if signal == "attention":
+        ours, theirs = _attention(student, "student", where), _attention(teacher, "teacher", where)
+        return _placed(_pairs_by_depth(ours, theirs, "attention"), at)
     if signal == "vectors":
         return [Pair(_pooled(student), _pooled(teacher), "last features before the head, pooled")]
-    pairs = _all_pairs(student, teacher, signal, where)
+    return _placed(_all_pairs(student, teacher, signal, where), at)
+
+
+def _placed(pairs: list[Pair], at: str) -> list[Pair]:
     if at == "last":
         return pairs[-1:]
     return pairs[(len(pairs) - 1) // 2 :][:1] if at == "middle" else pairs
@@ -68,11 +76,15 @@ def _all_pairs(
     student: Sequence[LayerShape], teacher: Sequence[LayerShape], signal: str, where: str
 ) -> list[Pair]:
     kinds = (signal,) if signal in ("maps", "tokens") else ("maps", "tokens", "vector")
-    families = [_family(layers, kinds) for layers in (student, teacher)]
-    if None in families or families[0] != families[1]:
+    # Patches of a network of tokens are maps too, but say little: it is none to compare maps with.
+    among = ("maps", "tokens") if signal == "maps" else kinds
+    families = [_family(layers, among) for layers in (student, teacher)]
+    if families[0] not in kinds or families[0] != families[1]:
         found = " and the teacher ".join(f"has {family or 'none of these'}" for family in families)
         raise UserError(
-            where, f"auto pairs layers of one kind ({', '.join(kinds)}), but the student {found}; list them"
+            where,
+            f"auto pairs layers of one kind ({', '.join(kinds)}), but the student {found}; list them, or "
+            f"match what any two networks have: outputs, or vectors pooled from the last layer",
         )
     if families[0] == "maps":
         return _pairs_by_size(_stages(student), _stages(teacher))
@@ -90,7 +102,27 @@ def _outputs(layers: Sequence[LayerShape], kind: str) -> list[LayerShape]:
         and layer.stable
         and layer.shape[0] == layers[0].shape[0]
         and not layer.path.endswith(INPUT)
+        and not (kind == "maps" and _channels_last(layer.shape, layers[0].shape))
     ]
+
+
+def _channels_last(shape: tuple[int, ...], example: tuple[int, ...]) -> bool:
+    """Whether maps are ``(N, H, W, C)``, as Swin has them inside: square, as the images are."""
+    return len(example) == 4 and example[2] == example[3] and shape[1] == shape[2] != shape[3]
+
+
+def _attention(layers: Sequence[LayerShape], role: str, where: str) -> list[LayerShape]:
+    """Attention by depth: in what modules give, else their own output (a dropout of it)."""
+    found = [layer for layer in layers if layer.kind == "attention" and layer.stable]
+    lengths = {layer.shape[1] for layer in layers if layer.kind == "tokens"}
+    found = found or [
+        layer
+        for layer in _outputs(layers, "maps")
+        if layer.shape[2] == layer.shape[3] and layer.shape[2] in lengths
+    ]
+    if not found:
+        raise UserError(where, f"auto finds no attention (N, heads, L, L) in the {role}; {NO_ATTENTION}")
+    return found
 
 
 def _family(layers: Sequence[LayerShape], kinds: Sequence[str]) -> str | None:
@@ -225,6 +257,8 @@ def explicit_pairs(
         ours, theirs = (item, item) if isinstance(item, str) else item
         for role, path, known in (("student", ours, student), ("teacher", theirs, teacher)):
             stable = {layer.path: layer.stable for layer in known}
+            if path.endswith(ATTENTION) and path not in stable and path.removesuffix(ATTENTION) in stable:
+                raise UserError(where, f"the {role}'s '{path}' gives no attention; {NO_ATTENTION}")
             if path not in stable:
                 raise UserError(where, f"the {role} has no layer '{path}'{nearest(path, _outside(stable))}")
             if not stable[path]:
@@ -238,4 +272,4 @@ def explicit_pairs(
 
 
 def _outside(paths: Iterable[str]) -> list[str]:
-    return [path for path in paths if not path.endswith(INPUT)]
+    return [path for path in paths if ":" not in path]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.adapters import kind_of
-from potstill.taps import INPUT, first_tensor, version_of
+from potstill.taps import ATTENTION, INPUT, attention_in, first_tensor, version_of
 
 __all__ = ["LayerShape", "record"]
 
@@ -21,8 +21,9 @@ class LayerShape:
     """What one module gave for an example.
 
     Attributes:
-        path: Its path in the network; ``path:input`` for what went into it.
-        kind: ``maps``, ``tokens``, ``vector`` or ``other``.
+        path: Its path in the network; ``path:input`` for what went into it, ``path:attention`` for the
+            attention in what it gave, ``:input`` for the input of the whole network.
+        kind: ``maps``, ``tokens``, ``vector``, ``attention`` or ``other``.
         shape: Shape of the tensor, batch first.
         stable: It ran once and nothing overwrote its tensor, so it can be tapped.
         began: When its module began, counted in tensors seen before.
@@ -66,6 +67,9 @@ def _end(
         tensor = first_tensor(value)
         if tensor is not None:
             seen.append(_Seen(name, tensor, version_of(tensor), began[path], ended))
+    attention = None if isinstance(output, Tensor) else attention_in(output)
+    if attention is not None and all(item.tensor is not attention for item in seen):  # its innermost module's
+        seen.append(_Seen(path + ATTENTION, attention, version_of(attention), began[path], ended))
 
 
 def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
@@ -78,9 +82,9 @@ def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
         example: A small batch of inputs, ``(N, ...)``.
 
     >>> [layer.path for layer in record(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 2, 2))]
-    ['0:input', '0', '1:input', '1']
+    [':input', '0:input', '0', '1:input', '1']
     """
-    seen: list[_Seen] = []
+    seen = [_Seen(INPUT, example, version_of(example), 0, 0)]
     began: dict[str, int] = {}
     modes = {module: module.training for module in model.modules()}
     handles = []
@@ -107,7 +111,7 @@ def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
     return [
         LayerShape(
             item.path,
-            kind_of(item.tensor.shape),
+            "attention" if item.path.endswith(ATTENTION) else kind_of(item.tensor.shape),
             tuple(item.tensor.shape),
             calls[item.path] == 1 and version_of(item.tensor) == item.version,
             item.began,

@@ -3,10 +3,14 @@
 Hooks are set once, when the network is wrapped: before compiling and before any other wrapper. They are
 partials of module-level functions, so a deep copy's hooks write into the copy's own store, and they do
 nothing outside :meth:`Tapped.forward`, so a tapped network can be used, copied and saved as it is.
+
+``path`` taps what a module gives, ``path:input`` what goes into it, ``path:attention`` the attention
+probabilities ``(N, heads, L, L)`` in what it gives, and ``:input`` the input of the whole network.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,13 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from potstill.batch import Signals
 from potstill.errors import UserError, nearest
 
-__all__ = ["Tapped", "first_tensor"]
+__all__ = ["Tapped", "attention_in", "first_tensor"]
 
 INPUT = ":input"
+ATTENTION = ":attention"
+NO_ATTENTION = (
+    "fused kernels never compute it: load with attn_implementation='eager' (transformers), or call "
+    "timm.layers.set_fused_attn(False) before making the network and tap 'blocks.0.attn.attn_drop' (timm)"
+)
 
 
 class _Store:
@@ -28,21 +38,25 @@ class _Store:
 
     def __init__(self) -> None:
         self.open = False
+        self.differentiable = False
         self.tensors: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
         self.calls: dict[str, int] = {}
 
     def clear(self) -> None:
         self.open = False
+        self.differentiable = False
         self.tensors = {}
         self.versions = {}
         self.calls = {}
 
 
 def _keep(store: _Store, tap: str, value: Any) -> None:
-    tensor = first_tensor(value)
+    tensor = attention_in(value) if tap.endswith(ATTENTION) else first_tensor(value)
     store.calls[tap] = store.calls.get(tap, 0) + 1
     if tensor is not None:
+        if store.differentiable and tensor.is_floating_point() and not tensor.requires_grad:
+            tensor.requires_grad_()  # nothing before it does: what follows is differentiable by it
         store.tensors[tap] = tensor
         store.versions[tap] = version_of(tensor)
 
@@ -57,6 +71,10 @@ def _keep_input(
 ) -> None:
     if store.open:
         _keep(store, tap, args or kwargs)
+
+
+def _module_path(tap: str) -> str:
+    return tap.removesuffix(INPUT).removesuffix(ATTENTION)
 
 
 def _remove(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
@@ -96,12 +114,31 @@ def first_tensor(value: Any) -> Tensor | None:
     return logits if isinstance(logits, Tensor) else None
 
 
+def attention_in(value: Any) -> Tensor | None:
+    """The first tensor ``(N, heads, L, L)`` in an answer of a module; ``None`` where there is none.
+
+    >>> attention_in((torch.zeros(2, 3, 8), torch.zeros(2, 4, 3, 3))).shape
+    torch.Size([2, 4, 3, 3])
+    """
+    if isinstance(value, Tensor):
+        return value if value.dim() == 4 and value.shape[2] == value.shape[3] else None
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return next((found for found in map(attention_in, value) if found is not None), None)
+    return None
+
+
 class Tapped(nn.Module):
     """A network that answers with its output and the tensors at the tapped layers.
 
+    Where ``:input`` is tapped and gradients are computed, the network can be differentiated by its input and
+    by every tapped tensor, frozen or not, and twice: attention is then computed without fused kernels.
+
     Args:
         model: Any network with one tensor as input.
-        paths: Module paths as in ``model.named_modules()``; ``path:input`` taps what goes in.
+        paths: Module paths as in ``model.named_modules()``; ``path:input`` taps what goes in,
+            ``path:attention`` the attention in what comes out, ``:input`` the network's own input.
         role: What messages call the network (``student``, ``teacher``).
 
     Raises:
@@ -120,11 +157,11 @@ class Tapped(nn.Module):
         self.role = role
         modules = dict(model.named_modules())
         for tap in self.paths:
-            path = tap.removesuffix(INPUT)
-            if not path or path not in modules:
+            path = _module_path(tap)
+            if tap != INPUT and (not path or path not in modules):
                 raise UserError(role, f"no layer '{path}'{nearest(path, [name for name in modules if name])}")
         self._store = _Store()
-        self._handles = [self._hook(modules[tap.removesuffix(INPUT)], tap) for tap in self.paths]
+        self._handles = [self._hook(modules[_module_path(tap)], tap) for tap in self.paths if tap != INPUT]
         # A network outlives its wrapper (one teacher, many students): hooks go when the wrapper does.
         weakref.finalize(self, _remove, self._handles)
 
@@ -150,7 +187,7 @@ class Tapped(nn.Module):
         store.clear()
         store.open = True
         try:
-            output = first_tensor(self.model(inputs))
+            output = first_tensor(self._run(inputs))
             if output is None:
                 raise UserError(
                     self.role, "expected a tensor as output, or a tuple or mapping that holds one"
@@ -161,6 +198,18 @@ class Tapped(nn.Module):
         finally:
             store.clear()
 
+    def _run(self, inputs: Tensor) -> Any:
+        store = self._store
+        # Compiled code can be differentiated once; the loss that wants it twice says so.
+        eager = not torch.compiler.is_compiling()
+        store.differentiable = eager and INPUT in self.paths and torch.is_grad_enabled()
+        if INPUT in self.paths:
+            # What the caller has a graph for stays in it; a batch stays as it is.
+            inputs = inputs if inputs.requires_grad else inputs.detach()
+            _keep(store, INPUT, inputs)
+        with sdpa_kernel(SDPBackend.MATH) if store.differentiable else contextlib.nullcontext():
+            return self.model(inputs)
+
     def _check(self, tap: str) -> None:
         """Refuse a tap whose tensor is missing, ambiguous or no longer what the layer computed."""
         store, calls = self._store, self._store.calls.get(tap, 0)
@@ -169,6 +218,8 @@ class Tapped(nn.Module):
             raise UserError(
                 self.role, f"layer '{tap}' {times} in one forward pass; tap a layer that runs once"
             )
+        if tap not in store.tensors and tap.endswith(ATTENTION):
+            raise UserError(self.role, f"layer '{_module_path(tap)}' gives no attention; {NO_ATTENTION}")
         if tap not in store.tensors:
             raise UserError(self.role, f"layer '{tap}' gives no tensor; tap a layer inside or around it")
         if version_of(store.tensors[tap]) != store.versions[tap]:

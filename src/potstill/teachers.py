@@ -5,6 +5,7 @@ All are called alike, ``teacher(batch, given=None) -> Signals``, so a scheme can
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
-from potstill.taps import Tapped
+from potstill.taps import INPUT, Tapped
 
 __all__ = ["Ensemble", "Frozen", "Teacher", "as_teacher"]
 
@@ -31,13 +32,14 @@ class Teacher(Protocol):
         """The same teacher, answering with the tensors at ``paths`` too."""
 
     def __call__(self, batch: Batch, given: Any = None) -> Signals:
-        """What it answers to ``batch``, without gradients."""
+        """What it answers to ``batch``, without gradients unless ``:input`` is tapped."""
 
 
 class Frozen(nn.Module):
-    """A trained network that only answers: always in eval mode, never with a gradient.
+    """A trained network that only answers: always in eval mode, its parameters never with a gradient.
 
-    The network itself is frozen (``requires_grad`` off, eval mode), not a copy of it.
+    The network itself is frozen (``requires_grad`` off, eval mode), not a copy of it. It keeps a graph, and
+    the memory of one, only where ``:input`` is tapped: its answer then depends on its input.
 
     Args:
         model: The trained network.
@@ -73,7 +75,6 @@ class Frozen(nn.Module):
         super().train(False)
         return self
 
-    @torch.no_grad()
     def forward(self, batch: Batch, given: Any = None) -> Signals:
         """Answer to a batch.
 
@@ -82,11 +83,12 @@ class Frozen(nn.Module):
             given: What a later teacher may need beside the batch; a plain network needs nothing.
 
         Returns:
-            Output and taps, without a gradient.
+            Output and taps, without a gradient; where ``:input`` is tapped, with one by the input.
         """
         if self.network.training:  # someone called .train() on the network itself
             self.network.eval()
-        signals: Signals = self.tapped(batch.input(self.role))
+        with torch.set_grad_enabled(INPUT in self.tapped.paths and torch.is_grad_enabled()):
+            signals: Signals = self.tapped(batch.input(self.role))
         return signals
 
 
@@ -112,6 +114,7 @@ class Ensemble(nn.Module):
         if not teachers:
             raise UserError("teacher", "an ensemble needs at least one teacher, got none")
         self.teachers = nn.ModuleList([as_teacher(teacher) for teacher in teachers])
+        self.differentiable = False
         self.eval()
 
     @property
@@ -121,14 +124,18 @@ class Ensemble(nn.Module):
 
     def tapping(self, paths: Sequence[str]) -> Ensemble:
         """The same teachers with ``paths`` of the first tapped."""
-        return Ensemble([cast(Frozen, self.teachers[0]).tapping(paths), *self.teachers[1:]])
+        first, *others = [cast(Frozen, teacher) for teacher in self.teachers]
+        if INPUT in paths:  # the mean of all depends on the input through each of them
+            others = [teacher.tapping([INPUT]) for teacher in others]
+        ensemble = Ensemble([first.tapping(paths), *others])
+        ensemble.differentiable = INPUT in paths
+        return ensemble
 
     def train(self, mode: bool = True) -> Ensemble:
         """Stay in eval mode whatever ``mode`` says."""
         super().train(False)
         return self
 
-    @torch.no_grad()
     def forward(self, batch: Batch, given: Any = None) -> Signals:
         """Answer to a batch.
 
@@ -142,11 +149,21 @@ class Ensemble(nn.Module):
         Raises:
             UserError: If the teachers disagree on the number of classes.
         """
-        answers: list[Signals] = [teacher(batch, given) for teacher in self.teachers]
-        shapes = [tuple(answer.output.shape) for answer in answers]
-        if len(set(shapes)) > 1:
-            raise UserError("teacher", f"an ensemble needs outputs of one shape, got {shapes}")
-        return Signals(_mean_log_probabilities([answer.output for answer in answers]), answers[0].taps)
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            batch = _by_its_input(batch) if torch.is_grad_enabled() else batch
+            answers: list[Signals] = [teacher(batch, given) for teacher in self.teachers]
+            shapes = [tuple(answer.output.shape) for answer in answers]
+            if len(set(shapes)) > 1:
+                raise UserError("teacher", f"an ensemble needs outputs of one shape, got {shapes}")
+            return Signals(_mean_log_probabilities([answer.output for answer in answers]), answers[0].taps)
+
+
+def _by_its_input(batch: Batch) -> Batch:
+    """The batch with one input for all teachers to be differentiated by."""
+    inputs = batch.input("teacher")
+    if inputs.requires_grad or not inputs.is_floating_point():
+        return batch
+    return dataclasses.replace(batch, inputs={**batch.inputs, "teacher": inputs.detach().requires_grad_()})
 
 
 def _mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:

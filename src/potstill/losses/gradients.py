@@ -104,6 +104,9 @@ def _gradient(
     """Gradient of the sum over valid samples at the tensor, ``(N, ...)``; ``again``: to be differentiated."""
     logits, tensor = pair
     _check(role, logits, tensor, target)
+    if again:
+        _refuse_compiled(role, logits)
+    _check_graph(role, logits, tensor)
     logits = blanked(logits, where)
     counted = target if where is None else torch.where(where, target, torch.zeros_like(target))
     truth = one_hot(counted, logits.shape[1]).bool()
@@ -117,9 +120,12 @@ def _gradient(
     )
     if found is None:
         raise ValueError(f"the {role}'s logits do not depend on the tensor to differentiate by; {ADVICE}")
+    if again:
+        _refuse_compiled(role, found)
     return blanked(found, where)
 
 
+COMPILED = "CompiledFunction"
 ADVICE = "tap ':input', the input of the whole network, or a layer on the way to its output"
 
 
@@ -136,8 +142,18 @@ def _check(role: str, logits: Tensor, tensor: Tensor, target: Tensor) -> None:
             f"the {role}'s tensor holds integers ({tensor.dtype}), which have no gradient; tap the output of "
             f"its embedding layer"
         )
+
+
+def _check_graph(role: str, logits: Tensor, tensor: Tensor) -> None:
     if not (tensor.requires_grad and logits.requires_grad):
         raise ValueError(f"the {role} cannot be differentiated: its tensor requires no gradient; {ADVICE}")
+
+
+def _refuse_compiled(role: str, computed: Tensor) -> None:
+    if COMPILED in type(computed.grad_fn).__name__:
+        raise ValueError(
+            f"a compiled {role} cannot be differentiated twice; do not compile it (train.compile: false)"
+        )
 
 
 def _energy(gradient: Tensor) -> Tensor:
