@@ -13,12 +13,13 @@ from potstill import quality
 from potstill.cells import Finished, Which, train_cell
 from potstill.compare.place import Job, Place
 from potstill.config import Recipe
+from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.files import write_atomic, write_json
 from potstill.outcome import predict_test, test_logits
 from potstill.train.observe import Many, make_observer
 
-__all__ = ["experiment_of", "read_cell", "run_cell"]
+__all__ = ["experiment_of", "read_cell", "reason", "run_cell"]
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -84,6 +85,12 @@ def _answers(experiment: Experiment, cell: Finished, which: Which) -> quality.Fl
     with write_atomic(path) as aside:
         np.save(aside, logits)
     return np.asarray(logits, dtype=np.float64)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def read_cell(base: Experiment, place: Place, job: Job) -> Finished:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from typing import Any
 
-from potstill.compare.cell import run_cell
+from potstill.compare.cell import reason, run_cell
 from potstill.compare.lineup import CONTROL
 from potstill.compare.place import Job, Place
-from potstill.compare.worker import INTERRUPTED, reason
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 
 __all__ = ["Outcomes", "check_jobs", "run_here", "run_in_processes"]
 
 Say = Callable[[str], None]
+Process = subprocess.Popen[str]
 
 
 @dataclass
@@ -101,9 +104,9 @@ def run_in_processes(
     Raises:
         UserError: If the control fails.
     """
-    pool = _Pool(place, lock, say)
+    pool = _Pool(place, list(zip(jobs, titles, strict=True)), lock, say)
     with ThreadPoolExecutor(count) as threads:
-        waiting = [threads.submit(pool.run, job, title) for job, title in zip(jobs, titles, strict=True)]
+        waiting = [threads.submit(pool.work) for _ in range(count)]
         try:
             for done in as_completed(waiting):
                 done.result()
@@ -116,66 +119,76 @@ def run_in_processes(
 
 
 class _Pool:
-    """The processes that run now; each is waited for by a thread."""
+    """Processes that train, each with a thread here that hands out cells and takes the answers."""
 
-    def __init__(self, place: Place, lock: int | None, say: Say) -> None:
+    def __init__(self, place: Place, cells: Sequence[tuple[Job, str]], lock: int | None, say: Say) -> None:
         self.place, self.lock, self.say = place, lock, say
         self.outcomes = Outcomes()
+        self._cells = deque(cells)
         self._guard = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[Process] = set()
         self._stopped = False
 
-    def run(self, job: Job, title: str) -> None:
-        """Train one cell, unless its method failed already."""
-        process = self._start(job, title)
-        if process is None:
-            return
-        lines = []
-        with process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                lines.append(line.rstrip())
-                with self._guard:
-                    print(line, end="", file=sys.stderr, flush=True)
-            code = process.wait()  # before its standard input is closed, which would end it
-        with self._guard:
-            self._running.discard(process)
-            if code == INTERRUPTED:
-                self.outcomes.interrupted = True
-            elif self.place.done(job):
-                self.say(_line(self.place, job, title))
-            elif not self._stopped:
-                message = self._message(job, code, lines)
-                self.say(f"{title}: failed: {message}")
-                self.outcomes.fail(job, message)
+    def work(self) -> None:
+        """Train cells until none is left; a process that died is replaced."""
+        while self._cells and not self._stopped:
+            process = self._start()
+            with process:
+                while (cell := self._next()) is not None and self._train(process, *cell):
+                    pass
+                assert process.stdin is not None
+                process.stdin.close()
+                process.wait()
+            with self._guard:
+                self._running.discard(process)
 
-    def _start(self, job: Job, title: str) -> subprocess.Popen[str] | None:
-        words = [str(self.place.path), job.method, str(job.seed), title]
-        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        (self.place.cell(job) / "failed.json").unlink(missing_ok=True)
+    def _next(self) -> tuple[Job, str] | None:
         with self._guard:
-            if self._stopped or job.method in self.outcomes.failed:
-                return None
+            while self._cells and not self._stopped:
+                job, title = self._cells.popleft()
+                if job.method not in self.outcomes.failed:
+                    return job, title
+        return None
+
+    def _train(self, process: Process, job: Job, title: str) -> bool:
+        """Have one cell trained; whether the process can go on with another."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        answer: dict[str, Any] = {}
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it died: there is no answer
+            process.stdin.write(f"{job.method} {job.seed} {title}\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+        with self._guard:
+            if answer.get("finished"):
+                self.say(_line(self.place, job, title))
+                return True
+            if "finished" in answer or self._stopped:
+                self.outcomes.interrupted = True
+                self._stopped = True
+                return False
+            message = answer.get("failed") or _end(process.wait())
+            self.say(f"{title}: failed: {message}")
+            self.outcomes.fail(job, message)
+        return bool(answer)
+
+    def _start(self) -> Process:
+        """A process with one thread; it ends with this one, however this one ends."""
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        with self._guard:
             process = subprocess.Popen(
-                [sys.executable, "-m", "potstill.compare.worker", *words],
-                stdin=subprocess.PIPE,  # closes when this process ends, however it ends
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                [sys.executable, "-m", "potstill.compare.worker", str(self.place.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, **one},
                 start_new_session=True,  # Ctrl-C reaches it once, from here
                 pass_fds=[] if self.lock is None else [self.lock],
             )
             self._running.add(process)
+            if self._stopped:
+                process.send_signal(signal.SIGINT)
         return process
-
-    def _message(self, job: Job, code: int, lines: Sequence[str]) -> str:
-        path = self.place.cell(job) / "failed.json"
-        if path.is_file():
-            return str(json.loads(path.read_text(encoding="utf-8"))["message"])
-        if code < 0:
-            return f"its process was ended by {signal.Signals(-code).name}; too little memory, perhaps"
-        return f"its process ended with code {code}: {lines[-1] if lines else 'no message'}"
 
     def stop(self) -> None:
         """Let every process save and end; none starts any more."""
@@ -183,3 +196,9 @@ class _Pool:
             self._stopped = True
             for process in self._running:
                 process.send_signal(signal.SIGINT)
+
+
+def _end(code: int) -> str:
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}; too little memory, perhaps"
+    return f"its process ended with code {code}"

@@ -14,13 +14,12 @@ import numpy as np
 from potstill import environment
 from potstill._version import __version__
 from potstill.cells import Finished
-from potstill.compare.cell import experiment_of, read_cell
+from potstill.compare.cell import experiment_of, read_cell, reason
 from potstill.compare.jobs import Outcomes, check_jobs, run_here, run_in_processes
 from potstill.compare.lineup import CONTROL, line_up
 from potstill.compare.place import Job, Place
 from potstill.compare.standings import Comparison, standings
 from potstill.compare.tables import csv_table, markdown_table
-from potstill.compare.worker import reason
 from potstill.config import Recipe, load
 from potstill.errors import UserError
 from potstill.experiment import Experiment, load_experiment, rehearse, search_path

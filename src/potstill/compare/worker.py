@@ -1,69 +1,75 @@
-"""One cell in a process of its own: ``python -m potstill.compare.worker FOLDER METHOD SEED TITLE``.
+"""A process that trains cells, one after the other, for the one that started it.
 
-It leaves ``cell.json``, or ``failed.json`` with a message, and ends when the process that started it does.
+It reads ``METHOD SEED TITLE`` lines from its standard input and answers each with a line of JSON. It ends
+when its standard input does: when there is nothing left to do, or when the other process is gone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from potstill.compare.cell import run_cell
+from potstill.compare.cell import reason, run_cell
 from potstill.compare.place import Job, Place
-from potstill.errors import UserError
-from potstill.experiment import load_experiment
-from potstill.files import write_json
+from potstill.experiment import Experiment, load_experiment
 from potstill.folder import RunFolder
 
-__all__ = ["FAILED", "INTERRUPTED", "main", "reason"]
+__all__ = ["main"]
 
-FAILED, INTERRUPTED = 3, 130
+INTERRUPTED = 130
 
 
-def main(words: list[str]) -> int:
-    """Train one cell with one thread.
+def main(folder: str) -> None:
+    """Train what is asked for, with one thread.
 
     Args:
-        words: The folder, the method, the seed, and what to call the cell.
-
-    Returns:
-        0 if the cell is finished, 3 if it failed, 130 if the user interrupted it.
+        folder: The folder of the comparison.
     """
-    folder, method, seed, title = words
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a user's code prints is no answer
+    asked: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    place, job = Place(Path(folder)), Job(method, int(seed))
+    place = Place(Path(folder))
+    base: Experiment | None = None
     try:
-        recipe = place.recipe("control")
-        recipe = replace(recipe, data=replace(recipe.data, workers=0))  # the cores are taken by other cells
-        facts = json.loads(RunFolder(place.path).environment.read_text(encoding="utf-8"))
-        base = load_experiment(recipe, [Path(path) for path in facts["search"]])
-        return 0 if run_cell(base, place, job, title) else INTERRUPTED
+        while True:
+            method, seed, title = asked.get().split(" ", 2)
+            try:
+                base = base or _load(place)
+                finished = run_cell(base, place, Job(method, int(seed)), title)
+                answer: dict[str, Any] = {"finished": finished}
+            except Exception as error:  # it is this method's row, and not the end of the others
+                answer = {"failed": reason(error)}
+            print(json.dumps(answer), file=answers, flush=True)
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:  # whatever it is, it is this method's row and not the end of the others
-        write_json(place.cell(job) / "failed.json", {"message": reason(error)})
-        return FAILED
+        os._exit(INTERRUPTED)
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+def _load(place: Place) -> Experiment:
+    recipe = place.recipe("control")
+    recipe = replace(recipe, data=replace(recipe.data, workers=0))  # the cores are taken by other cells
+    facts = json.loads(RunFolder(place.path).environment.read_text(encoding="utf-8"))
+    return load_experiment(recipe, [Path(path) for path in facts["search"]])
 
 
-def _end_with_the_parent() -> None:
-    """The other end of the standard input is the parent's: when it closes, nobody waits for this cell."""
-    while sys.stdin.buffer.read(1):
-        pass
-    os._exit(1)
+def _listen(asked: queue.Queue[str]) -> None:
+    """Hand on the lines of the standard input, and leave at its end, whatever else goes on."""
+    rest = b""
+    while chunk := os.read(0, 1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            asked.put(line.decode())
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1])
