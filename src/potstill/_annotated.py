@@ -1,17 +1,42 @@
-"""Whether a value is what an annotation says: its type, and the range beside it."""
+"""What a recipe may set of a loss, and whether a value is what its annotation says: type and range."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from potstill.errors import UserError
-from potstill.losses._declare import Range
+from torch import Tensor
 
-__all__ = ["check_value"]
+from potstill.errors import UserError
+from potstill.losses._declare import Range, spec_of
+
+__all__ = ["check_value", "options_of"]
+
+
+def options_of(loss: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The annotated type and the default of each option of a loss, by name.
+
+    Options are its keyword-only parameters that are no tensors; for a loss that learns, those of the
+    module that calls it, but for ``samples``, which is no choice.
+
+    >>> from potstill.losses import kl
+    >>> list(options_of(kl))
+    ['temperature', 'standardize']
+    """
+    learns = spec_of(loss).learns
+    source = loss if learns is None else vars(learns)["__init__"]
+    hints = typing.get_type_hints(source, include_extras=True)
+    return {
+        name: (hints[name], parameter.default)
+        for name, parameter in inspect.signature(source).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and name != "samples"
+        and Tensor not in (typing.get_args(hints[name]) or (hints[name],))
+    }
 
 
 def check_value(where: str, value: Any, hint: Any) -> None:

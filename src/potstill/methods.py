@@ -8,13 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from potstill import losses
+from potstill._annotated import options_of
 from potstill.errors import UserError, nearest
 from potstill.losses import LossSpec, Range, spec_of
 
@@ -46,11 +45,9 @@ class Method:
         >>> describe("kl").recipe_line
         'kl: {weight: 0.9, temperature: 4.0}'
         """
-        function = getattr(losses, self.name)
+        options = options_of(getattr(losses, self.name))
         defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(function).parameters.items()
-            if name in self.options and not isinstance(parameter.default, bool | str)
+            name: default for name, (_, default) in options.items() if not isinstance(default, bool | str)
         }
         inside = ", ".join(
             f"{name}: {value}" for name, value in {"weight": self.spec.weight, **defaults}.items()
@@ -73,7 +70,10 @@ def describe(name: str) -> Method:
         summary=text.split("\n", 1)[0],
         sections=_sections(text),
         spec=spec_of(function),
-        options=dict(_options(function)),
+        options={
+            option: f"{_words(hint)}, default {default}"
+            for option, (hint, default) in options_of(function).items()
+        },
     )
 
 
@@ -90,13 +90,6 @@ def _sections(text: str) -> dict[str, str]:
         elif line.strip():
             title = ""
     return {title: " ".join(lines) for title, lines in found.items()}
-
-
-def _options(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    hints = typing.get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and Tensor not in (typing.get_args(hints[name]) or ()):
-            yield name, f"{_words(hints[name])}, default {parameter.default}"
 
 
 def _words(hint: Any) -> str:

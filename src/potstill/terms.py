@@ -5,9 +5,7 @@ A term's options and their ranges are read from the signature of its loss; nothi
 
 from __future__ import annotations
 
-import inspect
 import math
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -15,7 +13,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from potstill import losses
-from potstill._annotated import check_value
+from potstill._annotated import check_value, options_of
 from potstill.errors import UserError, nearest
 from potstill.losses._declare import LossSpec, Range, spec_of
 from potstill.pairing import Layers
@@ -123,14 +121,13 @@ class Term:
         _check_layers(self.where, config.layers, self.spec)
 
     def _checked_options(self) -> dict[str, Any]:
-        known = _options(self.function)
+        known = options_of(self.function)
         for option, value in self.config.options.items():
             where = f"{self.where}.{option}"
             if option not in known:
                 raise UserError(where, f"unknown option{nearest(str(option), [*known, *_keys(TermConfig)])}")
-            check_value(where, value, known[option])
-        defaults = inspect.signature(self.function).parameters
-        return {option: self.config.options.get(option, defaults[option].default) for option in known}
+            check_value(where, value, known[option][0])
+        return {option: self.config.options.get(option, default) for option, (_, default) in known.items()}
 
     def _wanted_share(self) -> float:
         if self.config.share is not None:
@@ -231,18 +228,3 @@ def _check_layers(where: str, layers: Any, spec: LossSpec) -> None:
         whole = isinstance(pair, list | tuple) and (isinstance(item, str) or len(pair) == 2)
         if not whole or not all(isinstance(path, str) for path in pair):
             raise UserError(where, f"{forms}, got {item!r} in it")
-
-
-def _options(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only options of a loss and their annotated types; tensors come from its module."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    return {
-        parameter.name: hints[parameter.name]
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and Tensor not in _kinds(hints[parameter.name])
-    }
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) or (hint,)

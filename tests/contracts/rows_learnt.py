@@ -51,6 +51,7 @@ def with_memory(
 ROWS: dict[str, Row] = {
     "contrastive": Row(vectors, call=with_memory),
     "contrastive T1": Row(vectors, {"temperature": 1.0}, call=with_memory),
+    "factor_transfer": Row(maps),
     "variational_information": Row(maps, call=with_variance(3)),
     "variational_information vectors": Row(vectors, call=with_variance(5)),
     "variational_information tokens": Row(tokens, call=with_variance(4)),

@@ -12,6 +12,7 @@ from potstill.losses.classes import decoupled_kl, dist
 from potstill.losses.contrastive import contrastive
 from potstill.losses.distributions import channel_distribution
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
+from potstill.losses.factors import factor_transfer
 from potstill.losses.features import feature_cosine, feature_mse
 from potstill.losses.gradients import gradient_attention
 from potstill.losses.logits import hard_cross_entropy, kl, logit_mse, probability_mse, soft_cross_entropy
@@ -39,6 +40,7 @@ __all__ = [
     "correlation_congruence",
     "decoupled_kl",
     "dist",
+    "factor_transfer",
     "feature_cosine",
     "feature_mse",
     "fsp",

@@ -8,14 +8,19 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Share, Signals, Step
+from potstill.comparison import any_valid
 from potstill.errors import UserError
 from potstill.objective import Objective
+from potstill.schemes.paraphrasing import SHARE, paraphrasing
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied
 from potstill.taps import Tapped
 from potstill.teachers import Teacher, as_teacher
 
 __all__ = ["Offline", "StudentPart"]
+
+PARAPHRASER = "paraphraser"
+"""Name of the part, the stage, the phase and the loss of what learns before the student."""
 
 
 class StudentPart(nn.Module):
@@ -36,6 +41,8 @@ class StudentPart(nn.Module):
         self.adapters = adapters
         self.matchers = matchers
         self.sources = dict(sources)
+        # Memories are large, and the same in every process as they come: DDP need not send them about.
+        self._ddp_params_and_buffers_to_ignore = [f"matchers.{name}" for name, _ in matchers.named_buffers()]
 
     def forward(self, inputs: Tensor) -> Signals:
         """Answer to ``inputs`` ``(N, ...)``; adapted tensors stand among the taps under their key."""
@@ -114,6 +121,9 @@ class Offline(nn.Module):
         tapped = Tapped(student, self.objective.student_paths, role="student")
         part = StudentPart(tapped, adapters, sources, matchers)
         self.parts = nn.ModuleDict({"student": part})
+        first = paraphrasing(plan, matchers)
+        if first is not None:
+            self.parts[PARAPHRASER] = first
         self.progress = 0.0
         # Plain attributes, not submodules: the teacher is never saved or trained with the scheme, and a
         # loop may put another wrapper (DDP, a compiled module) around the part.
@@ -128,8 +138,10 @@ class Offline(nn.Module):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage, one phase."""
-        return (Stage("train"),)
+        """One stage of one phase; before it that of the paraphrasers, where a term has one."""
+        if PARAPHRASER not in self.parts:
+            return (Stage("train"),)
+        return (Stage(PARAPHRASER, SHARE, (PARAPHRASER,)), Stage("train", 1.0 - SHARE))
 
     def enter(self, stage: str) -> None:
         """Called when a stage begins, and again after a resume within it; nothing changes here."""
@@ -142,11 +154,14 @@ class Offline(nn.Module):
     def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
         """The parts that learn in ``stage`` and ``phase``, by name."""
         self._check_phase(phase)
-        return {"student": self.parts["student"]}
+        name = PARAPHRASER if phase == PARAPHRASER else "student"
+        return {name: self.parts[name]}
 
     def counts(self, batch: Batch, phase: str = "train") -> dict[str, float]:
         """What each part of the loss is divided by for this batch; no forward pass."""
         self._check_phase(phase)
+        if phase == PARAPHRASER:
+            return {PARAPHRASER: float(len(batch) if batch.where is None else any_valid(batch.where).sum())}
         return self.objective.counts(batch)
 
     def control(self, student: nn.Module) -> Offline:
@@ -158,12 +173,14 @@ class Offline(nn.Module):
 
         Args:
             batch: What both see.
-            phase: ``train``.
+            phase: ``train``, or ``paraphraser`` where a term has one: then only the teacher answers.
 
         Returns:
             The parts of the loss at the present :attr:`progress`, and the student's answer.
         """
         self._check_phase(phase)
+        if phase == PARAPHRASER:
+            return self._paraphrased(batch)
         student: Signals = self.parts["student"](batch.input("student"))
         active = self.objective.active(self.progress)
         asked = self.teacher is not None and any(name != "labels" for name in active)
@@ -172,11 +189,24 @@ class Offline(nn.Module):
         parts = self.objective.shares(student, teacher, batch, self.progress, dict(part.matchers.items()))
         return Step(self._reaching_all(parts, student), student)
 
+    def _paraphrased(self, batch: Batch) -> Step:
+        """How well the paraphrasers reconstruct the teacher's layers."""
+        assert self.teacher is not None, "only what has a teacher has paraphrasers"
+        teacher = self.teacher(batch)
+        where = None if batch.where is None else any_valid(batch.where)
+        values: Tensor = self.parts[PARAPHRASER](dict(teacher.taps), where)
+        return Step(
+            {PARAPHRASER: Share(values.sum(), self.counts(batch, PARAPHRASER)[PARAPHRASER], 1.0)}, teacher
+        )
+
     def _reaching_all(self, parts: dict[str, Share], student: Signals) -> dict[str, Share]:
         """Give what no part looks at a gradient of 0: DDP waits for every parameter, in every step."""
         plan = self.objective.plan
         read = {pair.key for pair in plan if pair.term in parts}
         idle = [student.taps[pair.key] for pair in plan if pair.key not in read and pair.key != pair.student]
+        part: StudentPart = self.__dict__["_part"]
+        unused = [pair.matcher for pair in plan if pair.matcher and pair.term not in parts]
+        idle += [parameter for key in unused for parameter in part.matchers[key].parameters()]
         on_logits = {term.name for term in self.objective.terms.values() if term.signal == "logits"} | {
             "labels"
         }
@@ -184,10 +214,11 @@ class Offline(nn.Module):
             idle.append(student.output)
         return tied(parts, idle)
 
-    @staticmethod
-    def _check_phase(phase: str) -> None:
-        if phase != "train":
-            raise ValueError(f"offline has one phase, 'train', got {phase!r}")
+    def _check_phase(self, phase: str) -> None:
+        phases = [each for stage in self.stages for each in stage.phases]
+        if phase not in phases:
+            known = "one phase, 'train'" if len(phases) == 1 else f"the phases {phases}"
+            raise ValueError(f"offline has {known}, got {phase!r}")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Offline:
         """Move or cast the teacher along with the rest."""
