@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from potstill.schemes.born_again import BornAgain
+from potstill.schemes.deep_supervision import DeepSupervision
 from potstill.schemes.mutual import Mutual
 from potstill.schemes.offline import Offline, StudentPart
 from potstill.schemes.self_taught import MeanTeacher, SmoothedLabels
 from potstill.schemes.stages import Stage
 
-__all__ = ["BornAgain", "MeanTeacher", "Mutual", "Offline", "SmoothedLabels", "Stage", "StudentPart"]
+__all__ = [
+    "BornAgain",
+    "DeepSupervision",
+    "MeanTeacher",
+    "Mutual",
+    "Offline",
+    "SmoothedLabels",
+    "Stage",
+    "StudentPart",
+]

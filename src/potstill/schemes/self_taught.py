@@ -45,6 +45,8 @@ class MeanTeacher(nn.Module):
     >>> scheme.stepped(1)
     """
 
+    parts: nn.ModuleDict
+
     def __init__(
         self,
         student: nn.Module,
