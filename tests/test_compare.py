@@ -25,6 +25,7 @@ from potstill.compare.standings import ranking_trust
 from potstill.errors import UserError
 from potstill.run import run
 
+TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 METHODS = "kl,attention_transfer,kl+feature_mse"
 ROWS = """
 hot: {kl: {temperature: 8}}
@@ -167,14 +168,23 @@ def test_what_is_finished_is_not_trained_again_and_more_may_join(tiny: Any, tmp_
 
 
 def test_a_killed_comparison_goes_on_to_the_same_end(tiny: Any, tmp_path: Path) -> None:
-    whole, _ = go(tiny, tmp_path / "whole", overrides=["train.epochs=20"])
+    settings = ["train.epochs=20", "train.learning_rate=0.01"]
+    whole, _ = go(tiny, tmp_path / "whole", overrides=settings)
+    assert not whole.failed
     cut = tmp_path / "cut"
-    words = ["compare", str(tiny.recipe), "--methods", METHODS, "--seeds", "2", "--set", "train.epochs=20"]
+    words = ["compare", str(tiny.recipe), "--methods", METHODS, "--seeds", "2"]
+    words += [word for setting in settings for word in ("--set", setting)]
     words += ["--data", str(tiny.root), "--out", str(cut)]
     for finished in ("methods/kl/checkpoints/student-0", "methods/attention_transfer/checkpoints/student-0"):
         for_next = cut / finished / "cell.json"
         process = subprocess.Popen(
-            [sys.executable, "-m", "potstill", *words, *(["--jobs", "2"] if "kl" in finished else [])],
+            [
+                sys.executable,
+                "-m",
+                "potstill",
+                *words,
+                *(["--jobs", "2"] if "kl" in finished and TWO_CORES.args == (False,) else []),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -185,13 +195,35 @@ def test_a_killed_comparison_goes_on_to_the_same_end(tiny: Any, tmp_path: Path) 
         assert process.wait() == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in cut.glob("**/cell.json")}
     assert 2 <= len(before) < 8
-    resumed, _ = go(tiny, cut, overrides=["train.epochs=20"])
+    resumed, _ = go(tiny, cut, overrides=settings)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert figures(resumed) == figures(whole)
     assert same_weights(cut, tmp_path / "whole")
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=TWO_CORES)])
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny: Any, tmp_path: Path, jobs: str) -> None:
+    words = ["compare", str(tiny.recipe), "--methods", "kl", "--seeds", "2", "--set", "train.epochs=400"]
+    words += ["--data", str(tiny.root), "--out", str(tmp_path / "out"), "--jobs", jobs]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "potstill", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    running = "methods/kl" if jobs == "2" else "control"
+    while process.poll() is None and not list((tmp_path / "out" / running).glob("**/step-*.pt")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("interrupted, and saved; go on with: potstill compare ")
+    assert list((tmp_path / "out" / running).glob("**/step-*.pt"))
+    assert not list((tmp_path / "out").glob("**/cell.json"))
+
+
+@TWO_CORES
 def test_two_at_once_end_as_one_after_the_other(tiny: Any, tmp_path: Path) -> None:
     rows = tmp_path / "rows.yaml"
     rows.write_text(ROWS)
