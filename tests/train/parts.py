@@ -79,7 +79,9 @@ def train_small(
     teacher, student = network(6), network(2, dropout)
     source = data()
     example = in_float64(*source.__getitems__([0, 1]), 0)
-    scheme = Offline(student, teacher, Objective(terms or TERMS, supervised), example=example).double()
+    scheme = Offline(
+        student, teacher, Objective(terms or TERMS, supervised), example=example, samples=len(source)
+    ).double()
     found = iter(accuracies)
     log = Log()
     trained = train(
