@@ -244,3 +244,123 @@ def test_windows_folded_into_the_batch_are_no_stage() -> None:
 
     layers = record(Windows(), IMAGES)
     assert [pair.student for pair in auto_pairs(layers, layers)] == ["conv"]
+
+
+def paired(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(pair.student, pair.teacher) for pair in pairs]
+
+
+def test_gradients_pair_the_inputs() -> None:
+    layers = record(Staged(4, 1), IMAGES)
+    assert layers[0].path == ":input"
+    assert paired(auto_pairs(layers, layers, signal="gradients")) == [(":input", ":input")]
+
+
+def test_patches_of_a_network_of_tokens_are_no_maps_to_compare() -> None:
+    tokens = record(Encoder(2), IMAGES)
+    with pytest.raises(UserError, match=r"one kind \(maps\).*student has tokens and the teacher has tokens"):
+        auto_pairs(tokens, tokens, signal="maps")
+
+
+def test_maps_with_channels_last_are_no_stage() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.LayerNorm(4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.norm(self.conv(inputs).permute(0, 2, 3, 1)).mean(dim=(1, 2))
+
+    layers = record(Turned(), IMAGES)
+    assert paired(auto_pairs(layers, layers, signal="maps")) == [("conv", "conv")]
+
+
+def test_vgg_and_mobilenet() -> None:
+    models = pytest.importorskip("torchvision").models
+    example = torch.zeros(1, 3, 64, 64)
+    mobile, vgg = record(models.mobilenet_v2(), example), record(models.vgg11_bn(), example)
+    assert paired(auto_pairs(mobile, vgg, signal="maps")) == [
+        ("features.1", "features.6"),
+        ("features.3", "features.13"),
+        ("features.6", "features.20"),
+        ("features.13", "features.27"),
+        ("features", "features"),
+    ]
+    hidden = [("classifier:input", "classifier.6:input")]  # 1280 and 4096 wide
+    assert paired(auto_pairs(mobile, vgg, signal="vectors")) == hidden
+
+
+def vision_transformer(layers: int) -> nn.Module:
+    models = pytest.importorskip("torchvision").models
+    return models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=layers, num_heads=2, hidden_dim=16, mlp_dim=32
+    )
+
+
+def test_vision_transformers_pair_blocks_by_depth_and_say_that_attention_is_fused() -> None:
+    example = torch.zeros(1, 3, 32, 32)
+    small, big = record(vision_transformer(1), example), record(vision_transformer(4), example)
+    name = "encoder.layers.encoder_layer_"
+    assert paired(auto_pairs(small, big)) == [(f"{name}0", f"{name}3")]
+    assert paired(auto_pairs(big, big, signal="tokens", at="last")) == [(f"{name}3", f"{name}3")]
+    with pytest.raises(UserError, match=r"^w: auto finds no attention .* in the student; .*set_fused_attn"):
+        auto_pairs(small, big, signal="attention", where="w")
+
+
+def test_a_vision_transformer_and_a_convolutional_network_meet_in_their_last_vectors() -> None:
+    models = pytest.importorskip("torchvision").models
+    example = torch.zeros(1, 3, 32, 32)
+    residual, transformer = record(models.resnet18(), example), record(vision_transformer(2), example)
+    with pytest.raises(UserError, match=r"student has maps and the teacher has tokens; .*vectors pooled"):
+        auto_pairs(residual, transformer)
+    assert paired(auto_pairs(residual, transformer, signal="vectors")) == [("fc:input", "heads.head:input")]
+    assert paired(auto_pairs(residual, transformer, signal="gradients")) == [(":input", ":input")]
+
+
+def test_attention_of_timm_without_fused_kernels() -> None:
+    timm = pytest.importorskip("timm")
+
+    def layers(depth: int) -> list[LayerShape]:
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=depth, embed_dim=48)
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        return record(model, torch.zeros(1, 3, 32, 32))
+
+    pairs = auto_pairs(layers(1), layers(2), signal="attention")
+    assert paired(pairs) == [("blocks.0.attn.attn_drop", "blocks.1.attn.attn_drop")]
+    assert pairs[0].reason == "attention 1 of 1 with attention 2 of 2"
+
+
+def bert(layers: int, attention: str = "eager") -> list[LayerShape]:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=8 * layers,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=8,
+        attn_implementation=attention,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    return record(model, torch.zeros(2, 5, dtype=torch.int64))
+
+
+def test_bert_learns_from_a_bert_of_more_layers() -> None:
+    small, big, name = bert(2), bert(4), "bert.encoder.layer."
+    assert paired(auto_pairs(small, big)) == [(f"{name}0", f"{name}1"), (f"{name}1", f"{name}3")]
+    assert paired(auto_pairs(small, big, signal="attention")) == [
+        (f"{name}0.attention.self:attention", f"{name}1.attention.self:attention"),
+        (f"{name}1.attention.self:attention", f"{name}3.attention.self:attention"),
+    ]
+    assert paired(auto_pairs(small, big, signal="vectors")) == [("classifier:input", "classifier:input")]
+    explicit = explicit_pairs([f"{name}0.attention.self:attention"], small, big, where="w")
+    assert explicit[0].reason == "as listed"
+
+
+def test_attention_of_a_fused_bert_says_what_to_switch() -> None:
+    fused, path = bert(1, "sdpa"), "bert.encoder.layer.0.attention.self:attention"
+    with pytest.raises(UserError, match=r"no attention .* in the student; .*attn_implementation='eager'"):
+        auto_pairs(fused, fused, signal="attention")
+    with pytest.raises(UserError, match=rf"^w: the student's '{path}' gives no attention; .*'eager'"):
+        explicit_pairs([path], fused, fused, where="w")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from potstill.errors import UserError
-from potstill.taps import Tapped, first_tensor
+from potstill.taps import Tapped, attention_in, first_tensor
 
 
 def network() -> nn.Sequential:
@@ -200,3 +200,71 @@ def test_compiled_taps_equal_eager_ones() -> None:
 def test_state_keys_are_the_networks_own() -> None:
     model = network()
     assert list(Tapped(model, ["1"]).model.state_dict()) == list(network().state_dict())
+
+
+class Attending(nn.Module):
+    """A module that gives its attention beside its output, or none, as fused kernels do."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        attention = (tokens @ tokens.transpose(1, 2)).softmax(dim=-1)
+        return attention @ tokens, None if self.fused else attention.unsqueeze(1)
+
+
+class First(nn.Module):
+    def forward(self, answer: tuple[Tensor, Tensor | None]) -> Tensor:
+        return answer[0].mean(dim=1)
+
+
+def test_attention_is_tapped_out_of_what_a_module_gives() -> None:
+    tokens = torch.randn(2, 3, 4)
+    signals = Tapped(nn.Sequential(Attending(), First()), ["0", "0:attention"])(tokens)
+    assert signals.taps["0"].shape == (2, 3, 4)
+    assert signals.taps["0:attention"].shape == (2, 1, 3, 3)
+    torch.testing.assert_close(signals.taps["0:attention"].sum(-1), torch.ones(2, 1, 3))
+
+
+def test_attention_of_a_fused_kernel_says_what_to_switch() -> None:
+    tapped = Tapped(nn.Sequential(Attending(fused=True), First()), ["0:attention"])
+    with pytest.raises(UserError, match=r"layer '0' gives no attention; .*attn_implementation='eager'.*timm"):
+        tapped(torch.randn(2, 3, 4))
+    with pytest.raises(UserError, match="no layer ''"):
+        Tapped(network(), [":attention"])
+
+
+def test_attention_in_answers_of_modules() -> None:
+    attention = torch.zeros(2, 4, 3, 3)
+    assert attention_in({"hidden": torch.zeros(2, 3, 8), "attentions": (attention,)}) is attention
+    assert attention_in(attention) is attention
+    assert attention_in((torch.zeros(2, 4, 3, 5), None, "text")) is None
+
+
+def test_the_networks_own_input_can_be_tapped_and_differentiated_by() -> None:
+    model, inputs = network().requires_grad_(False), torch.randn(3, 4)
+    tapped = Tapped(model, [":input", "2"])
+    signals = tapped(inputs)
+    assert torch.equal(signals.taps[":input"], inputs)
+    assert not inputs.requires_grad
+    (gradient,) = torch.autograd.grad(signals.output.sum(), signals.taps[":input"])
+    own = inputs.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(model(own).sum(), own)
+    torch.testing.assert_close(gradient, expected)
+    assert num_hooks(model) == 1
+    with torch.no_grad():
+        assert not tapped(inputs).output.requires_grad
+
+
+def test_an_input_with_a_graph_of_its_own_stays_in_it() -> None:
+    source = torch.randn(3, 4, requires_grad=True)
+    Tapped(network(), [":input"])(2 * source).output.sum().backward()
+    assert source.grad is not None
+
+
+def test_frozen_layers_are_differentiated_by_where_the_input_is_not() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2)).requires_grad_(False)
+    signals = Tapped(model, [":input", "0"])(torch.zeros(2, 3, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad(signals.output[:, 0].sum(), signals.taps["0"])
+    torch.testing.assert_close(gradient, model[2].weight[0].reshape(1, 3, 4).expand(2, 3, 4))

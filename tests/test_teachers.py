@@ -98,3 +98,29 @@ def test_what_counts_as_a_teacher() -> None:
     assert isinstance(Ensemble([frozen]), Teacher)
     wrapped = as_teacher(network())
     assert isinstance(wrapped, Frozen)
+
+
+def test_a_teacher_keeps_a_graph_by_its_input_only_where_that_is_tapped() -> None:
+    model, batch = network(), batch_of()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    teacher = Frozen(model, ["0"]).tapping([":input", "0"])
+    answer = teacher(batch)
+    torch.autograd.grad(answer.output.sum(), [answer.taps[":input"], answer.taps["0"]])
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert not batch.inputs["teacher"].requires_grad
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        assert not teacher(batch).output.requires_grad
+    assert torch.equal(answer.output.detach(), Frozen(model)(batch).output)
+
+
+def test_all_of_an_ensemble_answer_by_one_input() -> None:
+    members, batch = [network(seed=seed) for seed in range(2)], batch_of()
+    answer = Ensemble(members).tapping([":input", "0"])(batch)
+    assert list(answer.taps) == [":input", "0"]
+    (gradient,) = torch.autograd.grad(answer.output[:, 1].sum(), answer.taps[":input"])
+    inputs = batch.inputs["teacher"].clone().requires_grad_()
+    mean = torch.stack([member(inputs).softmax(1) for member in members]).mean(0)
+    (expected,) = torch.autograd.grad(mean[:, 1].log().sum(), inputs)
+    torch.testing.assert_close(gradient, expected)
+    assert not Ensemble(members).tapping(["0"])(batch).output.requires_grad

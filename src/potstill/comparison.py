@@ -49,7 +49,9 @@ def compare(
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
         return _value(term, term.function, student.output, teacher.output.detach(), batch, batch.where)
     pairs = list(pairs)
-    mask = None if batch.where is None else any_valid(batch.where)
+    mask = batch.where
+    if mask is not None and term.signal not in ("tokens", "attention"):
+        mask = any_valid(mask)
     ours = [_brought(term, student.output, student.taps[pair.key]) for pair in pairs]
     if term.signal != "gradients":
         teacher = Signals(teacher.output, {path: tap.detach() for path, tap in teacher.taps.items()})
@@ -125,7 +127,9 @@ def _value(
         raise
     except ValueError as error:
         raise UserError(term.where, str(error)) from error
-    return values if term.spec.over_set else total_of(values, where)
+    if term.spec.over_set:
+        return values
+    return total_of(values, where if where is None or where.shape == values.shape else any_valid(where))
 
 
 def _gathered(given: Given) -> Given:

@@ -185,7 +185,7 @@ def _pairs_by_size(student: list[LayerShape], teacher: list[LayerShape]) -> list
 
 
 def _blocks(layers: Sequence[LayerShape]) -> list[LayerShape]:
-    """The repeated blocks of a token network: the longest numbered list of modules with equal shapes."""
+    """The repeated blocks of a token network: the numbered modules of equal shape that hold most others."""
     groups: dict[tuple[str, tuple[int, ...]], list[LayerShape]] = {}
     tokens = _outputs(layers, "tokens")
     for layer in tokens:
@@ -194,7 +194,12 @@ def _blocks(layers: Sequence[LayerShape]) -> list[LayerShape]:
             groups.setdefault((numbered[1], layer.shape), []).append(layer)
     if not groups:
         return tokens
-    return max(groups.values(), key=lambda group: (len(group), -group[0].path.count(".")))
+
+    def held(group: Sequence[LayerShape]) -> tuple[int, int]:
+        inside = tuple(f"{layer.path}." for layer in group)
+        return sum(f"{layer.path}.".startswith(inside) for layer in tokens), -group[0].path.count(".")
+
+    return max(groups.values(), key=held)
 
 
 def _pairs_by_depth(student: list[LayerShape], teacher: list[LayerShape], name: str = "block") -> list[Pair]:
@@ -216,7 +221,10 @@ def _hidden(layers: Sequence[LayerShape]) -> str:
 
 
 def _pooled(layers: Sequence[LayerShape]) -> str:
-    """What the head takes in: the input of the last layer that gives the output, where it is a vector."""
+    """What the head takes in: the input of the last layer that gives the output, where it is a vector.
+
+    Of modules around that layer whose input has its shape the outermost is meant: before any dropout.
+    """
     output = layers[-1].shape
     heads = [
         layer
@@ -229,7 +237,8 @@ def _pooled(layers: Sequence[LayerShape]) -> str:
         and any(other.path == layer.path.removesuffix(INPUT) and other.shape == output for other in layers)
     ]
     if heads:
-        return heads[-1].path
+        last = max(heads, key=lambda layer: layer.began)
+        return min((head for head in heads if head.shape == last.shape), key=lambda head: head.began).path
     for kind in ("maps", "tokens"):
         if found := (_stages(layers) if kind == "maps" else _outputs(layers, kind)):
             return found[-1].path
