@@ -22,6 +22,8 @@ __all__ = ["render_comparison"]
 
 Data = Mapping[str, Any]
 
+CHANCE = 0.025  # that a 95 % interval lies above 0 by chance
+
 
 def render_comparison(folder: Path) -> Path:
     """Draw ``comparison.html`` from ``comparison.json``.
@@ -79,21 +81,19 @@ def _headline(data: Data) -> str:
     return (
         f'<p class="verdict"><em>{better} of {len(done)}</em> methods are better than the control; '
         f"{link} gained most: {amount}.</p>"
-        f'<p class="reason">{worse} worse, {len(done) - better - worse} not to be told apart from it. '
+        f'<p class="reason">{worse or "None"} worse, {len(done) - better - worse} not to be told apart from it. '
         f"{_luck(len(done))}</p>"
     )
 
 
 def _luck(count: int) -> str:
-    expected = count * 0.025
-    chance = (
-        f"about {expected:.0f} would" if expected >= 1 else f"one would in {1 / expected:.0f} such tables"
-    )
+    if count < 2:
+        return ""
+    share = percent(1 - (1 - CHANCE) ** count, 0)
     return (
-        f"Of {count} methods without any effect {chance} still come out better by chance, and the "
-        "luckiest of many looks better than it is: confirm a winner on fresh seeds."
-        if count > 1
-        else ""
+        f"Had none of {count} methods any effect, one or more would still come out better by chance in up to "
+        f"about {share} of such tables, and the luckiest of many looks better than it is: confirm a winner on "
+        "fresh seeds."
     )
 
 
@@ -124,7 +124,7 @@ def _standings(data: Data) -> str:
     rows = "".join(_row(row, span) for row in done) + _row(data["control"], span)
     metric = escape(data["metric"]).capitalize()
     table = (
-        '<div class="scroll"><table class="classes"><thead><tr><th scope="col">Method</th>'
+        '<div class="scroll"><table class="standings"><thead><tr><th scope="col">Method</th>'
         f'<th scope="col" class="num">{metric}</th><th scope="col" class="num">Spread</th>'
         '<th scope="col" class="wide">Gain, 95&nbsp;% interval</th><th scope="col" class="num">Points</th>'
         '<th scope="col">Verdict</th><th scope="col" class="num">A step</th>'

@@ -36,6 +36,7 @@ h1,.verdict{font-family:Charter,"Bitstream Charter","Sitka Text",Cambria,Georgia
 h1{font-size:20px;font-weight:400;color:var(--soft);margin:0 0 14px;overflow-wrap:anywhere}
 h2{font-size:15px;font-weight:650;margin:0;line-height:1.4}
 h3{font-size:14px;font-weight:650;margin:0 0 8px;overflow-wrap:anywhere}
+a{color:inherit;text-decoration-color:var(--soft);text-underline-offset:3px}
 small{font-size:12.5px;color:var(--soft);font-weight:400}
 code,pre{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86em}
 .hero{padding:44px 0 40px}
@@ -119,6 +120,8 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .classes td,.classes th{vertical-align:middle;padding-block:5px}
 .classes .wide{width:44%;padding-inline:14px 20px}
 .classes th[scope=row]{overflow-wrap:anywhere}
+.standings td,.standings th{vertical-align:middle;padding:5px 12px 5px 0;white-space:nowrap}
+.standings .wide{width:26%;min-width:130px;padding-inline:6px 14px}
 .plain th[scope=row]{font-weight:600}
 .plain+h3,.scroll+h3{margin:34px 0 6px}
 .plain td small{white-space:nowrap}
