@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
+from potstill import distributed
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import gradient_attention
@@ -191,3 +196,32 @@ def test_masked_samples_do_not_count() -> None:
     assert batch.target is not None
     subset = Batch(inputs, batch.target[where], None, batch.index[where])
     torch.testing.assert_close(part.total, scheme(subset).parts["gradient_attention"].total)
+
+
+def _half(rank: int, store: str, folder: str) -> None:
+    """One of two processes: half of the batch, through DDP."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    scheme, batch, mine = scheme_of(ALONE), batch_of(), slice(3 * rank, 3 * rank + 3)
+    scheme.eval()
+    scheme.parts["student"] = DistributedDataParallel(scheme.parts["student"])
+    assert batch.target is not None
+    inputs = {role: tensor[mine] for role, tensor in batch.inputs.items()}
+    scheme(Batch(inputs, batch.target[mine], None, batch.index[mine])).loss.backward()
+    torch.save([parameter.grad for parameter in scheme.student.parameters()], f"{folder}/{rank}.pt")
+    distributed.stop()
+
+
+ALONE: dict[str, Any] = {"gradient_attention": {}, "labels": {"weight": 0}}
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    multiprocessing.spawn(_half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    scheme = scheme_of(ALONE)
+    scheme.eval()
+    scheme(batch_of()).loss.backward()
+    expected = [parameter.grad for parameter in scheme.student.parameters()]
+    for rank in (0, 1):
+        halves = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(halves, expected, rtol=1e-4, atol=1e-7)
