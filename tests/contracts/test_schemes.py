@@ -106,6 +106,9 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
         {"kl": {"temperature": 2}, "feature_mse": {"weight": 1}, "attention_transfer": {"weight": 10}},
         **options,
     ),
+    "offline learnt": lambda **options: offline(
+        {"factor_transfer": {"weight": 20}, "variational_information": {}}, **options
+    ),
     "offline ensemble": lambda **options: offline({"kl": {}, "feature_cosine": {}}, teachers=2, **options),
     "born again": lambda **options: born_again(LESSONS, **options),
     "born again untaught": lambda **options: born_again(LESSONS, untaught=True, **options),
@@ -212,12 +215,11 @@ def test_teacher_is_no_part_of_state_or_training(make: Callable[..., Scheme]) ->
     teacher = scheme.teacher
     assert isinstance(teacher, nn.Module)
     theirs = {id(parameter) for parameter in teacher.parameters()}
-    parts = [scheme, *scheme.trainable("train", "train").values()]
-    assert not any(id(parameter) in theirs for part in parts for parameter in part.parameters())
+    trained = {id(parameter) for parameter in trained_parameters(scheme)}
+    assert trained == {id(parameter) for parameter in scheme.parameters()}
+    assert not trained & theirs
     fresh = make()
     fresh.load_state_dict(scheme.state_dict())
-    trained = {id(p) for part in scheme.trainable("train", "train").values() for p in part.parameters()}
-    assert trained == {id(parameter) for parameter in scheme.parameters()}
 
 
 @rows
