@@ -8,7 +8,7 @@ auto`` runs at its default weight until it was measured; from then on its weight
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from potstill.batch import Share
 from potstill.objective import Objective, Term
 from potstill.terms import MEASURED_SHARE
 from potstill.train.contract import Scheme
+from potstill.train.observe import Row
 
 __all__ = ["Balance", "Gradients"]
 
@@ -114,21 +115,25 @@ class Balance:
         steps = max(1, math.ceil(MEASURED_SHARE * self._total - 1e-9))
         return range(begin + steps - min(math.ceil(steps / 2), LONGEST), begin + steps)
 
-    def take(self, step: int, norms: Mapping[str, float]) -> dict[str, str]:
+    def take(self, step: int, norms: Mapping[str, float], say: Callable[[str], None]) -> Iterator[Row]:
         """Hear the norms of step number ``step``, and choose the weights that are due after it.
 
-        Returns:
-            A sentence for people for each weight that was chosen now, by term.
+        Args:
+            step: Number of the step, from 0.
+            norms: Of the unweighted parts.
+            say: Hears a sentence for each weight that is chosen.
+
+        Yields:
+            A row of ``weights`` for each.
         """
-        said = {}
         for term in self._waiting():
             window = self._window(term)
             if step in window and _measured(norms.get(term.name)) and _measured(norms.get("labels")):
                 own, labels = self._sums.get(term.name, (0.0, 0.0))
                 self._sums[term.name] = (own + norms[term.name], labels + norms["labels"])
             if step + 1 >= window.stop:
-                said[term.name] = self._choose(term, len(window))
-        return said
+                say(self._choose(term, len(window)))
+                yield {"weights": {term.name: self.weights[term.name]}}
 
     def _choose(self, term: Term, times: int) -> str:
         """Fix the weight of one term; the main process decides for all."""

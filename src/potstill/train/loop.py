@@ -8,13 +8,11 @@ stop, a checkpoint that is due, a loss that is not finite) travels with sums tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from potstill import distributed
 from potstill.batch import Batch
@@ -22,7 +20,7 @@ from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
 from potstill.train.balance import Balance, Gradients
-from potstill.train.contract import Scheme, State, Trained
+from potstill.train.contract import Scheme, Trained
 from potstill.train.course import Course, Prepare, total_steps
 from potstill.train.figures import Figures, Tally
 from potstill.train.interrupt import Interrupt, watch_interrupts
@@ -32,12 +30,12 @@ from potstill.train.optimise import learning_rate
 from potstill.train.precision import Precision
 from potstill.train.settings import TrainConfig
 from potstill.train.state import Checkpoints, random_state, restore_random_state, seed_everything
+from potstill.train.validation import Evaluate, Validation
+from potstill.train.wishes import Wishes, agreed
 
-__all__ = ["Training", "Wishes", "total_steps", "train"]
+__all__ = ["Training", "total_steps", "train"]
 
 CHECKPOINT_SECONDS = 60.0
-
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def train(
@@ -101,19 +99,6 @@ def train(
     return training.result()
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What any process may ask for and all then do.
-
-    Attributes:
-        stop: End the training after this step.
-        save: Write a checkpoint after this step.
-    """
-
-    stop: bool = False
-    save: bool = False
-
-
 class Training:
     """The state of one training and its single steps; :func:`train` says what the arguments are."""
 
@@ -133,15 +118,13 @@ class Training:
     ) -> None:
         self.scheme, self.prepare, self.config = scheme, prepare, config
         self.precision, self.device, self.observer = precision, device, observer
-        self.evaluate, self.metric = evaluate, metric
+        self.validation = Validation(evaluate, metric, config.patience)
         self.checkpoints = Checkpoints(folder)
         self.course = Course(loader, config)
         self.learners = Learners(scheme, config)
         self.step = 0
         self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
-        self.best: tuple[float, int, State] | None = None
-        self.stopped_early = self.interrupted = False
+        self.interrupted = False
         self.balance = Balance(scheme, config.gradient_norms, self.course.total)
         self.figures = Figures()
         self._since_saved = Stopwatch()
@@ -152,32 +135,32 @@ class Training:
         """All steps that are left."""
         self.observer.start(self.step, self.course.total)
         batches = self.course.batches(self.step, self.prepare)
-        while self.step < self.course.total and not self.interrupted and not self.stopped_early:
+        while self.step < self.course.total and not self.interrupted and not self.validation.patience_ended:
             watch = Stopwatch()
             batch = next(batches)
             late = self._since_saved.seconds > CHECKPOINT_SECONDS
-            agreed = self.advance(batch, Wishes(stop=interrupt.asked, save=late))
+            wishes = self.advance(batch, Wishes(stop=interrupt.asked, save=late))
             self.seconds += watch.seconds
             self.observer.advance(self.step)
             if self.course.is_logged(self.step):
                 self.log()
             if self.course.ends_epoch(self.step):
                 self._evaluate()
-            self.interrupted = agreed.stop
-            if self._checkpoint_due(agreed):
+            self.interrupted = wishes.stop
+            if self._checkpoint_due(wishes):
                 self.save()
         # A wish that came during the last step or its evaluation still stops what comes after.
-        asked = distributed.sum_floats({"stop": float(interrupt.asked)})["stop"] > 0
-        self.interrupted = self.interrupted or asked
+        _, wishes = agreed({}, Wishes(stop=interrupt.asked))
+        self.interrupted = self.interrupted or wishes.stop
 
     def advance(self, batches: list[Batch], wishes: Wishes) -> Wishes:
         """One optimiser step of each phase; gives what all processes together wish."""
         stage = self.course.stage(self.scheme.stages, self.step)
         self.scheme.progress = self.step / self.course.total
         self.learners.set_learning_rate(learning_rate(self.config, self.step, self.course.total))
-        agreed = wishes
+        together = wishes
         for phase in stage.phases:
-            counts, agreed = self._counts(batches, phase, wishes)
+            counts, together = agreed(self._counts(batches, phase), wishes)
             names = self.scheme.trainable(stage.name, phase)
             tally, gradients = Tally(), self.balance.measuring(self.step, counts)
             for number, batch in enumerate(batches):
@@ -187,18 +170,15 @@ class Training:
             self.learners.update(names)
         self.learners.update_average()
         self.step += 1
-        return agreed
+        return together
 
-    def _counts(self, batches: list[Batch], phase: str, wishes: Wishes) -> tuple[dict[str, float], Wishes]:
-        """What each part is divided by, over all batches of the step and all processes; and the wishes."""
+    def _counts(self, batches: list[Batch], phase: str) -> dict[str, float]:
+        """What each part is divided by, over all batches of the step of this process."""
         counts: dict[str, float] = {}
         for batch in batches:
             for name, count in self.scheme.counts(batch, phase).items():
                 counts[name] = counts.get(name, 0.0) + count
-        asked = {"stop": float(wishes.stop), "save": float(wishes.save)}
-        joint = distributed.sum_floats({**{f"part {name}": counts[name] for name in counts}, **asked})
-        agreed = Wishes(stop=joint["stop"] > 0, save=joint["save"] > 0)
-        return {name: joint[f"part {name}"] for name in counts}, agreed
+        return counts
 
     def _backward(
         self, batch: Batch, phase: str, counts: Mapping[str, float], tally: Tally, gradients: Gradients | None
@@ -227,17 +207,8 @@ class Training:
         if gradients is not None:
             norms = gradients.norms()
             self.figures.add_norms(norms, tally.weights)
-            self._weigh(norms)
-
-    def _weigh(self, norms: Mapping[str, float]) -> None:
-        """Let the norms decide the weights that are due after this step, and tell them."""
-        chosen = self.balance.take(self.step, norms)
-        for line in chosen.values():
-            self.observer.say(line)
-        if chosen:
-            done = self.step + 1
-            weights = {name: self.balance.weights[name] for name in chosen}
-            self.observer.log({"step": done, "epoch": self.course.epoch(done), "weights": weights})
+            for row in self.balance.take(self.step, norms, self.observer.say):
+                self.observer.log({"step": self.step + 1, "epoch": self.course.epoch(self.step + 1), **row})
 
     def _last_good(self) -> str:
         paths = self.checkpoints.paths()
@@ -264,20 +235,14 @@ class Training:
         """Validation metrics, the best epoch so far, and whether patience is at its end."""
         epoch, shown = self.course.epoch(self.step), self.learners.shown
         distributed.broadcast_buffers(shown)
-        row = {"epoch": float(epoch), "step": float(self.step), **self.evaluate(shown)}
-        self.history.append(row)
-        self.observer.log({**row, "step": self.step, "epoch": epoch})
-        if self.best is None or row[self.metric] > self.best[0]:
-            self.best = (row[self.metric], len(self.history), self.learners.kept())
-        patience = self.config.patience
-        self.stopped_early = patience is not None and len(self.history) - self.best[1] >= patience
+        self.observer.log(self.validation.after(epoch, self.step, shown, self.learners.kept))
 
-    def _checkpoint_due(self, agreed: Wishes) -> bool:
-        if self.step == self.course.total or self.interrupted or self.stopped_early:
+    def _checkpoint_due(self, wishes: Wishes) -> bool:
+        if self.step == self.course.total or self.interrupted or self.validation.patience_ended:
             return True
         if self.config.checkpoint_every is not None:
             return self.step % self.config.checkpoint_every == 0
-        return agreed.save or self.course.ends_epoch(self.step)
+        return wishes.save or self.course.ends_epoch(self.step)
 
     def save(self) -> None:
         """Write a checkpoint on the main rank."""
@@ -295,10 +260,8 @@ class Training:
             **self.learners.state(),
             "step": self.step,
             "random": distributed.gather_objects(random_state()),
-            "history": self.history,
-            "best": self.best,
             "seconds": self.seconds,
-            "stopped_early": self.stopped_early,
+            "validation": self.validation.state(),
             "figures": self.figures.state(),
             "balance": self.balance.state(),
         }
@@ -313,8 +276,8 @@ class Training:
         self.learners.restore(payload)
         states = payload["random"]  # one a process
         restore_random_state(states[distributed.rank() % len(states)])
-        self.step, self.history, self.best = payload["step"], payload["history"], payload["best"]
-        self.seconds, self.stopped_early = payload["seconds"], payload["stopped_early"]
+        self.step, self.seconds = payload["step"], payload["seconds"]
+        self.validation.restore(payload["validation"])
         self.figures.restore(payload["figures"])
         self.balance.restore(payload["balance"])
 
@@ -323,9 +286,9 @@ class Training:
         last = self.learners.kept()
         return Trained(
             last_state=last,
-            best_state=last if self.best is None else self.best[2],
-            best_epoch=0 if self.best is None else self.best[1],
-            history=self.history,
+            best_state=self.validation.best_state(last),
+            best_epoch=self.validation.best_epoch,
+            history=self.validation.history,
             steps=self.step,
             seconds=self.seconds,
             samples_per_second=self._rate(),
