@@ -8,6 +8,7 @@ by q_ij: 2 sum_k g scale - w_j^2 sum_k g cos; by q_jk: -g scale.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 __all__ = ["angle_errors"]
 
+Tile = tuple[slice, slice]
+
 # Triples worked on at once: what stays in a processor's cache, what fills an accelerator.
-ON_CPU, ELSEWHERE = 2**16, 2**23
+ON_CPU, ELSEWHERE = 2**15, 2**23
 
 
 def angle_errors(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -42,18 +45,16 @@ class _AngleErrors(torch.autograd.Function):
         total = ours.new_zeros(())
         gradients = torch.zeros_like(ours), torch.zeros_like(theirs)
         inverses = _inverse_lengths(ours), _inverse_lengths(theirs)
-        count = max(1, (ON_CPU if ours.device.type == "cpu" else ELSEWHERE) // max(1, ours.numel()))
-        for start in range(0, len(ours), count):
-            rows = slice(start, start + count)
-            cosines, scale = _cosines(ours, inverses[0], rows)
-            targets, their_scale = _cosines(theirs, inverses[1], rows)
-            errors = cosines - targets  # (rows, N, N)
+        for tile in _tiles(len(ours), ON_CPU if ours.device.type == "cpu" else ELSEWHERE):
+            cosines, scale = _cosines(ours, inverses[0], tile)
+            targets, their_scale = _cosines(theirs, inverses[1], tile)
+            errors = cosines - targets
             slopes = errors.clamp(-1, 1)  # the derivative of smooth L1
-            total += (errors.sub_(slopes, alpha=0.5).mul_(slopes)).sum()
+            total += errors.sub_(slopes, alpha=0.5).mul_(slopes).sum()
             if ours_wanted:
-                _add_gradient(gradients[0], inverses[0], rows, slopes, cosines, scale)
+                _add_gradient(gradients[0], inverses[0], tile, slopes, cosines, scale)
             if theirs_wanted:
-                _add_gradient(gradients[1], inverses[1], rows, slopes.neg_(), targets, their_scale)
+                _add_gradient(gradients[1], inverses[1], tile, slopes.neg_(), targets, their_scale)
         ctx.save_for_backward(*gradients)
         return total
 
@@ -64,24 +65,33 @@ class _AngleErrors(torch.autograd.Function):
         return outer * ours, outer * theirs, None, None
 
 
+def _tiles(count: int, most: int) -> Iterator[Tile]:
+    """Slices of vertices i and of samples j, so that i x j x all samples k are at most ``most``."""
+    across = min(count, max(1, most // count))
+    down = max(1, most // (count * across))
+    for vertex in range(0, count, down):
+        for sample in range(0, count, across):
+            yield slice(vertex, vertex + down), slice(sample, sample + across)
+
+
 def _inverse_lengths(squares: Tensor) -> Tensor:
     zero = squares == 0
-    return torch.where(zero, squares, torch.where(zero, torch.ones_like(squares), squares).rsqrt())
+    return squares.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
 
 
-def _cosines(squares: Tensor, inverse: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Cosines at the vertices ``rows``, ``(rows, N, N)``, and the scale each came from."""
-    arms, weights = squares[rows], inverse[rows]  # (rows, N)
-    scale = (weights / 2).unsqueeze(2) * weights.unsqueeze(1)
-    corners = (arms.unsqueeze(2) + arms.unsqueeze(1)).sub_(squares)
+def _cosines(squares: Tensor, inverse: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Cosines of a tile ``(vertices, samples, N)``, and the scale each came from."""
+    vertices, samples = tile
+    scale = (inverse[tile] / 2).unsqueeze(2) * inverse[vertices].unsqueeze(1)
+    corners = (squares[tile].unsqueeze(2) + squares[vertices].unsqueeze(1)).sub_(squares[samples])
     return corners.mul_(scale), scale
 
 
 def _add_gradient(
-    gradient: Tensor, inverse: Tensor, rows: slice, slopes: Tensor, cosines: Tensor, scale: Tensor
+    gradient: Tensor, inverse: Tensor, tile: Tile, slopes: Tensor, cosines: Tensor, scale: Tensor
 ) -> None:
-    """Add the derivatives at the vertices ``rows``; overwrites ``cosines`` and ``scale``."""
+    """Add a tile's derivatives; overwrites ``cosines`` and ``scale``."""
     scale.mul_(slopes)
-    gradient -= scale.sum(dim=0)
-    arms = 2 * scale.sum(dim=2) - inverse[rows].square() * cosines.mul_(slopes).sum(dim=2)
-    gradient[rows] += arms
+    gradient[tile[1]] -= scale.sum(dim=0)
+    arms = 2 * scale.sum(dim=2) - inverse[tile].square() * cosines.mul_(slopes).sum(dim=2)
+    gradient[tile] += arms

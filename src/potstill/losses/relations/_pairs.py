@@ -1,13 +1,15 @@
-"""What the relations between samples share: batches that fit, and means over the pairs that count."""
+"""What the relations between samples share: batches that fit, products and cosines of every two."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.losses.reduce import blanked
 
-__all__ = ["counted", "same_batch", "unit_rows"]
+__all__ = ["cosines", "counted", "products", "same_batch", "unit_rows"]
 
 
 def same_batch(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -24,11 +26,26 @@ def same_batch(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[
     return blanked(student, where).flatten(1), blanked(teacher, where).flatten(1)
 
 
-def counted(rows: Tensor, where: Tensor | None, power: int) -> Tensor:
-    """How many groups of ``power`` samples count, at least 1: ``n ** power`` as a 0-d tensor."""
+def counted(rows: Tensor, where: Tensor | None, power: int) -> Tensor | float:
+    """How many groups of ``power`` samples count, at least 1: ``n ** power``."""
     if where is None:
-        return rows.new_tensor(float(max(len(rows), 1)) ** power)
+        return float(max(len(rows), 1)) ** power
     return where.sum().clamp(min=1).to(rows.dtype) ** power
+
+
+def products(rows: Tensor) -> Tensor:
+    """Inner products of every two rows, ``(N, N)``, also under autocast in the rows' own precision."""
+    result: Tensor = _Products.apply(rows)
+    return result
+
+
+def cosines(rows: Tensor) -> Tensor:
+    """Cosines of every two rows, ``(N, N)``, as float64 for what follows; 0 with a row of zeros."""
+    inner = products(rows).double()
+    squares = inner.diagonal()
+    zero = squares == 0
+    inverse = squares.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+    return inner * (inverse.unsqueeze(1) * inverse)
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -40,3 +57,20 @@ def unit_rows(rows: Tensor) -> Tensor:
     scaled = rows / torch.where(largest == 0, torch.ones_like(largest), largest)
     squares = scaled.square().sum(dim=1, keepdim=True)
     return scaled / torch.where(squares == 0, torch.ones_like(squares), squares).sqrt()
+
+
+class _Products(torch.autograd.Function):
+    """One multiplication in the backward pass, where autograd would do two for ``rows @ rows.T``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        with torch.autocast(rows.device.type, enabled=False):
+            return rows @ rows.T
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        with torch.autocast(rows.device.type, enabled=False):
+            product: Tensor = (outer + outer.T) @ rows
+            return product

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from potstill.losses._declare import Positive, Range, matches
-from potstill.losses.relations._pairs import counted, same_batch, unit_rows
+from potstill.losses.relations._pairs import cosines, counted, same_batch
 
 __all__ = ["correlation_congruence"]
 
@@ -73,16 +73,15 @@ def correlation_congruence(
     if variant == "delta":
         return _consecutive(student - teacher, where)
     difference = _kernel(student, gamma, order) - _kernel(teacher, gamma, order)  # (N, N)
-    return difference.square().sum() / counted(student, where, 2)  # rows of zeros are alike in both nets
+    total = difference.square().sum()  # samples that do not count are rows of zeros: alike in both nets
+    return (total / counted(difference, where, 2)).to(student.dtype)
 
 
 def _kernel(rows: Tensor, gamma: float, order: int) -> Tensor:
-    rows = unit_rows(rows)
-    with torch.autocast(rows.device.type, enabled=False):  # which would multiply in half precision
-        cosines = rows @ rows.T
-    series = torch.full_like(cosines, (2 * gamma) ** order / math.factorial(order))
+    alike = cosines(rows)
+    series = torch.full_like(alike, (2 * gamma) ** order / math.factorial(order))
     for power in reversed(range(order)):  # Horner's scheme
-        series = series * cosines + (2 * gamma) ** power / math.factorial(power)
+        series = series * alike + (2 * gamma) ** power / math.factorial(power)
     return math.exp(-2 * gamma) * series
 
 

@@ -7,6 +7,8 @@ samples must be found equal, for an angle at rounding noise is noise.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
@@ -49,7 +51,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, where: Tensor | None = Non
         tensor(0.0972)
     """
     student, teacher = same_batch(student, teacher, where)
-    ours, theirs = (_in_their_mean(_squared_distances(rows, where)) for rows in (student, teacher))
+    ours, theirs = (_in_their_mean(_distances(net, where)) for net in (student, teacher))
     total = smooth_l1_loss(ours, theirs, reduction="sum")
     return (total / counted(ours, where, 2)).to(student.dtype)
 
@@ -88,32 +90,53 @@ def rkd_angle(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) 
         tensor(0.1111)
     """
     student, teacher = same_batch(student, teacher, where)
-    ours, theirs = (_squared_distances(rows, where) for rows in (student, teacher))
+    ours, theirs = (_distances(net, where).square() for net in (student, teacher))
     return (angle_errors(ours, theirs) / counted(ours, where, 3)).to(student.dtype)
 
 
-def _squared_distances(rows: Tensor, where: Tensor | None) -> Tensor:
-    """Squared distances ``(N, N)`` in float64; 0 for equal samples and for pairs that do not count.
+def _in_their_mean(lengths: Tensor) -> Tensor:
+    """Distances over the mean of those that are not 0."""
+    mean = lengths.sum() / lengths.count_nonzero().clamp(min=1)
+    return lengths / mean.masked_fill(mean == 0, 1)
+
+
+def _distances(rows: Tensor, where: Tensor | None) -> Tensor:
+    """Distances ``(N, N)`` in float64; 0 for equal samples and for pairs that do not count.
 
     Samples count as equal where float32 could not tell them apart from the batch's mean.
     """
-    rows = rows.double()
-    total = rows.sum(dim=0)
-    count = counted(rows, where, 1)
-    rows = rows - total / count
-    products = rows @ rows.T
-    lengths = products.diagonal()
-    sums = lengths.unsqueeze(1) + lengths
-    squares = sums - 2 * products
-    gone = squares <= 512 * torch.finfo(rows.dtype).eps * sums  # not "> ...": NaN stays NaN
-    if where is not None:
-        gone = gone | ~(where.unsqueeze(1) & where)
-    return torch.where(gone, torch.zeros_like(squares), squares)
+    lengths: Tensor = _Distances.apply(rows, where)
+    return lengths
 
 
-def _in_their_mean(squares: Tensor) -> Tensor:
-    """Distances over the mean of those that are not 0, with a gradient of 0 (not NaN) at 0."""
-    zero = squares == 0
-    lengths = torch.where(zero, squares, torch.where(zero, torch.ones_like(squares), squares).sqrt())
-    mean = lengths.sum() / (~zero).sum().clamp(min=1)
-    return lengths / torch.where(mean == 0, torch.ones_like(mean), mean)
+class _Distances(torch.autograd.Function):
+    """Distances whose gradient is 0 (not NaN) where they are 0.
+
+    The gradient depends on differences of rows only, so that the centring drops out; it is made in the
+    rows' own precision, whose rounding the differences carry anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, where: Tensor | None) -> Tensor:
+        centred = rows.double()
+        centred = centred - centred.sum(dim=0) / counted(centred, where, 1)
+        products = centred @ centred.T
+        squares = products.diagonal()
+        sums = squares.unsqueeze(1) + squares
+        squares = torch.sub(sums, products, alpha=2)
+        gone = squares <= 512 * torch.finfo(torch.float64).eps * sums  # not "> ...": NaN stays NaN
+        if where is not None:
+            gone = gone | ~(where.unsqueeze(1) & where)
+        lengths = squares.masked_fill_(gone, 0).sqrt_()
+        ctx.save_for_backward(centred.to(rows.dtype), lengths)
+        return lengths
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        centred, lengths = ctx.saved_tensors
+        pulls = (outer / lengths).masked_fill_(lengths == 0, 0)
+        pulls = (pulls + pulls.T).to(centred.dtype)
+        with torch.autocast(pulls.device.type, enabled=False):
+            gradient = torch.addmm(centred * pulls.sum(dim=1, keepdim=True), pulls, centred, alpha=-1)
+        return gradient, None

@@ -5,11 +5,10 @@ Shapes: vectors ``(N, C)``; student and teacher may differ in width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from potstill.losses._declare import matches
-from potstill.losses.relations._pairs import counted, same_batch, unit_rows
+from potstill.losses.relations._pairs import cosines, counted, same_batch
 
 __all__ = ["probabilistic_transfer"]
 
@@ -42,6 +41,7 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, where: Tensor | 
         https://arxiv.org/abs/1803.10837
 
     Example:
+        >>> import torch
         >>> probabilistic_transfer(torch.eye(2), torch.eye(2))
         tensor(0.)
         >>> probabilistic_transfer(torch.eye(2), torch.ones(2, 1))
@@ -49,16 +49,14 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, where: Tensor | 
     """
     student, teacher = same_batch(student, teacher, where)
     ours, theirs = _neighbours(student, where), _neighbours(teacher, where)  # (N, N)
-    divergence = (theirs + FLOOR) * ((theirs + FLOOR).log() - (ours + FLOOR).log())
-    return divergence.sum() / counted(student, where, 2)
+    divergence = theirs * (theirs / ours).log()
+    return (divergence.sum() / counted(divergence, where, 2)).to(student.dtype)
 
 
 def _neighbours(rows: Tensor, where: Tensor | None) -> Tensor:
-    """Probabilities, each row with sum 1; rows and columns that do not count are 0."""
-    rows = unit_rows(rows)
-    with torch.autocast(rows.device.type, enabled=False):  # which would multiply in half precision
-        kernel = ((1 + rows @ rows.T) / 2).clamp(min=0)  # rounding may pass a cosine of -1
+    """Probabilities plus the floor; rows and columns that do not count are the floor."""
+    kernel = ((1 + cosines(rows)) / 2).clamp(min=0)  # rounding may pass a cosine of -1
     if where is not None:
-        kernel = torch.where(where.unsqueeze(1) & where, kernel, torch.zeros_like(kernel))
+        kernel = kernel.masked_fill(~(where.unsqueeze(1) & where), 0)
     sums = kernel.sum(dim=1, keepdim=True)
-    return kernel / torch.where(sums == 0, torch.ones_like(sums), sums)
+    return kernel / sums.masked_fill(sums == 0, 1) + FLOOR

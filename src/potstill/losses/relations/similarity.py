@@ -6,11 +6,10 @@ share the batch, as what is compared is N x N.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from potstill.losses._declare import matches
-from potstill.losses.relations._pairs import counted, same_batch, unit_rows
+from potstill.losses.relations._pairs import counted, products, same_batch, unit_rows
 
 __all__ = ["similarity_preserving"]
 
@@ -40,17 +39,12 @@ def similarity_preserving(student: Tensor, teacher: Tensor, *, where: Tensor | N
         Tung, Mori, "Similarity-Preserving Knowledge Distillation", 2019, https://arxiv.org/abs/1907.09682
 
     Example:
+        >>> import torch
         >>> similarity_preserving(torch.eye(2), torch.eye(2))
         tensor(0.)
         >>> similarity_preserving(torch.eye(2), torch.ones(2, 1))
         tensor(0.2929)
     """
     student, teacher = same_batch(student, teacher, where)
-    difference = _similarities(student) - _similarities(teacher)  # (N, N)
+    difference = unit_rows(products(student)) - unit_rows(products(teacher))  # (N, N)
     return difference.square().sum() / counted(student, where, 2)
-
-
-def _similarities(rows: Tensor) -> Tensor:
-    """Products of samples, each row of length 1: ``(N, N)``."""
-    with torch.autocast(rows.device.type, enabled=False):  # which would multiply in half precision
-        return unit_rows(rows @ rows.T)
