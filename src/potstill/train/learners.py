@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -42,6 +43,9 @@ class Learners:
         self.optimizers: dict[str, Optimizer] = {
             name: make_optimizer(module, config) for name, module in modules.items()
         }
+        if config.compile:
+            # A compiled backward pass gives its buffers away; measuring gradients needs them once more.
+            torch._functorch.config.donated_buffer = False
         for name in self.optimizers:
             if config.compile:
                 scheme.parts[name].compile()
