@@ -81,7 +81,7 @@ def _headline(data: Data) -> str:
     return (
         f'<p class="verdict"><em>{better} of {len(done)}</em> methods are better than the control; '
         f"{link} gained most: {amount}.</p>"
-        f'<p class="reason">{worse or "None"} worse, {len(done) - better - worse} not to be told apart from it. '
+        f'<p class="reason">{worse or "None"} worse, {len(done) - better - worse} not to be told apart. '
         f"{_luck(len(done))}</p>"
     )
 
@@ -92,8 +92,8 @@ def _luck(count: int) -> str:
     share = percent(1 - (1 - CHANCE) ** count, 0)
     return (
         f"Had none of {count} methods any effect, one or more would still come out better by chance in up to "
-        f"about {share} of such tables, and the luckiest of many looks better than it is: confirm a winner on "
-        "fresh seeds."
+        f"about {share} of such tables, and the luckiest of many looks better than it is: confirm a winner "
+        "on fresh seeds."
     )
 
 

@@ -120,8 +120,9 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .classes td,.classes th{vertical-align:middle;padding-block:5px}
 .classes .wide{width:44%;padding-inline:14px 20px}
 .classes th[scope=row]{overflow-wrap:anywhere}
-.standings td,.standings th{vertical-align:middle;padding:5px 12px 5px 0;white-space:nowrap}
-.standings .wide{width:26%;min-width:130px;padding-inline:6px 14px}
+.standings{font-size:14px}
+.standings td,.standings th{vertical-align:middle;padding:5px 9px 5px 0;white-space:nowrap}
+.standings .wide{width:22%;min-width:110px;padding-inline:4px 12px}
 .plain th[scope=row]{font-weight:600}
 .plain+h3,.scroll+h3{margin:34px 0 6px}
 .plain td small{white-space:nowrap}
