@@ -83,9 +83,11 @@ def test_parsing_keeps_what_was_said() -> None:
     )
     assert labels == LabelsConfig(weight=1, start=0.2)
     assert terms == {
-        "kl": TermConfig(loss="kl"),
-        "late": TermConfig(loss="kl", options={"temperature": 2}, weight=3, start=0.5, schedule="cosine"),
-        "feature_mse": TermConfig(loss="feature_mse", layers={"a": "b"}),
+        "kl": TermConfig(loss="kl", until=1.0),
+        "late": TermConfig(
+            loss="kl", options={"temperature": 2}, weight=3, start=0.5, until=1.0, schedule="cosine"
+        ),
+        "feature_mse": TermConfig(loss="feature_mse", layers={"a": "b"}, until=1.0),
     }
 
 
@@ -235,7 +237,8 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 def test_plan_names_layers_adapters_and_reasons() -> None:
     student, teacher = networks()
-    objective = Objective({"feature_mse": {}, "attention_transfer": {"layers": ["1"]}, "kl": {}}, supervised)
+    terms = {"feature_mse": {"layers": ["0", "1"]}, "attention_transfer": {"layers": ["1"]}, "kl": {}}
+    objective = Objective(terms, supervised)
     images = torch.randn(2, 1, 8, 8)
     adapters = objective.build(student, teacher, images, images)
     assert list(adapters) == ["feature_mse:0", "feature_mse:1"]
@@ -248,8 +251,8 @@ def test_plan_names_layers_adapters_and_reasons() -> None:
     assert objective.describe() == [
         "labels: weight 0.1",
         "feature_mse: weight 100, compares features",
-        "  0 (2, 8, 8) <- 0 (4, 8, 8); 1x1 conv 2->4; same size 8x8",
-        "  1 (2, 4, 4) <- 1 (4, 4, 4); 1x1 conv 2->4; same size 4x4",
+        "  0 (2, 8, 8) <- 0 (4, 8, 8); 1x1 conv 2->4; as listed",
+        "  1 (2, 4, 4) <- 1 (4, 4, 4); 1x1 conv 2->4; as listed",
         "attention_transfer: weight 1000, variant mean, compares maps",
         "  1 (2, 4, 4) <- 1 (4, 4, 4); no adapter; as listed",
         "kl: weight 0.9, temperature 4, standardize False, compares logits",
@@ -340,3 +343,10 @@ def test_two_terms_may_share_a_loss() -> None:
     expected = losses.kl(student.output, teacher.output, temperature=8).sum()
     torch.testing.assert_close(parts["soft"].total, expected)
     assert parts["sharp"].total != parts["soft"].total
+
+
+def test_a_loss_that_only_starts_a_training_ends_by_itself() -> None:
+    assert Term("fsp", TermConfig(loss="fsp")).config.until == 0.2
+    assert Term("fsp", TermConfig(loss="fsp", until=1.0)).config.until == 1.0
+    assert Term("fsp", TermConfig(loss="fsp", start=0.5)).config.until == 1.0
+    assert Term("kl", TermConfig(loss="kl")).config.until == 1.0

@@ -9,8 +9,9 @@ from torch import nn
 
 from potstill import adapters
 from potstill.errors import UserError
-from potstill.pairing import Pair, auto_pairs, explicit_pairs
+from potstill.pairing import Pair, auto_pairs, before_activations, explicit_pairs
 from potstill.recording import LayerShape
+from potstill.taps import INPUT
 from potstill.terms import Term
 
 __all__ = ["PlannedPair", "plan_layers"]
@@ -82,6 +83,9 @@ def plan_layers(
         for place, pair in enumerate(pairs):
             shapes = ours[pair.student].shape, theirs[pair.teacher].shape
             _check_signal(term, pair, shapes)
+            if term.spec.before_activation:
+                _check_signed(term, "student", pair.student, student)
+                _check_signed(term, "teacher", pair.teacher, teacher)
             adapter = adapters.build(*shapes, where=where) if term.spec.adapter else None
             name = f"{term.name.replace('.', '_')}:{place}"
             if adapter is not None:
@@ -144,8 +148,27 @@ def _check_signal(term: Term, pair: Pair, shapes: tuple[tuple[int, ...], tuple[i
             )
 
 
+def _check_signed(term: Term, role: str, path: str, layers: Sequence[LayerShape]) -> None:
+    layer = next(layer for layer in layers if layer.path == path)
+    if layer.signed:
+        return
+    earlier = [
+        other.path
+        for other in layers
+        if other.shape == layer.shape and other.signed and other.stable and other.ended <= layer.ended
+    ]
+    outputs = [other for other in earlier if not other.endswith(INPUT)] or earlier
+    hint = f", such as '{outputs[-1]}'" if outputs else ""
+    raise UserError(
+        f"{term.where}.layers",
+        f"{term.config.loss} compares what goes into an activation, but the {role}'s '{path}' has no value "
+        f"below 0, as after a ReLU; list layers before it{hint}",
+    )
+
+
 def _pairs(term: Term, student: Sequence[LayerShape], teacher: Sequence[LayerShape]) -> list[Pair]:
     where, layers = f"{term.where}.layers", term.config.layers
     if layers == "auto":
-        return auto_pairs(student, teacher, signal=term.signal, at=term.spec.at, where=where)
+        pairs = auto_pairs(student, teacher, signal=term.signal, at=term.spec.at, where=where)
+        return before_activations(pairs, student, teacher) if term.spec.before_activation else pairs
     return explicit_pairs(layers, student, teacher, where=where)

@@ -20,7 +20,16 @@ from potstill.errors import UserError
 from potstill.layers import PlannedPair, plan_layers
 from potstill.recording import LayerShape, record
 from potstill.taps import INPUT
-from potstill.terms import MEASURED_SHARE, LabelsConfig, Term, TermConfig, Times, parse_terms, weight_at
+from potstill.terms import (
+    MEASURED_SHARE,
+    LabelsConfig,
+    Term,
+    TermConfig,
+    Times,
+    end_of,
+    parse_terms,
+    weight_at,
+)
 
 __all__ = ["LabelsConfig", "Objective", "PlannedPair", "Term", "TermConfig", "parse_terms"]
 
@@ -77,7 +86,7 @@ class Objective:
 
     def _check_always_learning(self) -> None:
         configs = [self.labels_config, *(term.config for term in self.terms.values())]
-        times = sorted({time for config in configs for time in (config.start, config.until)} | {0.0, 1.0})
+        times = sorted({time for config in configs for time in (config.start, end_of(config))} | {0.0, 1.0})
         for begin, end in itertools.pairwise(times):
             if not self.active(begin + 0.5 * (end - begin)):
                 raise UserError(
@@ -274,5 +283,5 @@ def _line(name: str, weight: str, config: Times, details: Sequence[str] = ()) ->
     times = [f"warm-up {config.warmup:g}"] if config.warmup else []
     times += [config.schedule] if config.schedule != "constant" else []
     times += [f"from {config.start:g}"] if config.start else []
-    times += [f"until {config.until:g}"] if config.until < 1 else []
+    times += [f"until {end_of(config):g}"] if end_of(config) < 1 else []
     yield f"{name}: " + ", ".join([f"weight {weight}", *times, *details])

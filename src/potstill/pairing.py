@@ -15,7 +15,7 @@ from potstill.errors import UserError, nearest
 from potstill.recording import LayerShape
 from potstill.taps import ATTENTION, INPUT, NO_ATTENTION
 
-__all__ = ["Layers", "Pair", "auto_pairs", "explicit_pairs"]
+__all__ = ["Layers", "Pair", "auto_pairs", "before_activations", "explicit_pairs"]
 
 Layers = str | Sequence[str | Sequence[str]] | Mapping[str, str]
 
@@ -64,6 +64,30 @@ def auto_pairs(
     if signal == "vectors":
         return [Pair(_pooled(student), _pooled(teacher), "last features before the head, pooled")]
     return _placed(_all_pairs(student, teacher, signal, where), at)
+
+
+def before_activations(
+    pairs: Sequence[Pair], student: Sequence[LayerShape], teacher: Sequence[LayerShape]
+) -> list[Pair]:
+    """The same pairs, each layer that ends in an activation module replaced by that module's input."""
+
+    def before(path: str, layers: Sequence[LayerShape]) -> str:
+        known = {layer.path: layer for layer in layers}
+        end = known[path]
+        inputs = [
+            f"{layer.path}{INPUT}"
+            for layer in layers
+            if layer.shape == end.shape and layer.ended <= end.ended and not layer.signed
+        ]
+        found = [entry for entry in inputs if entry in known and known[entry].signed and known[entry].stable]
+        return found[-1] if found and not end.signed else path
+
+    return [
+        Pair(
+            before(pair.student, student), before(pair.teacher, teacher), f"{pair.reason}, before activation"
+        )
+        for pair in pairs
+    ]
 
 
 def _placed(pairs: list[Pair], at: str) -> list[Pair]:

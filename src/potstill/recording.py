@@ -28,6 +28,7 @@ class LayerShape:
         stable: It ran once and nothing overwrote its tensor, so it can be tapped.
         began: When its module began, counted in tensors seen before.
         ended: When its module ended, on the same clock.
+        signed: Some value lies below 0: not the output of a ReLU.
     """
 
     path: str
@@ -36,6 +37,7 @@ class LayerShape:
     stable: bool = True
     began: int = 0
     ended: int = 0
+    signed: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class _Seen:
     version: int
     began: int
     ended: int
+    signed: bool = True
+
+
+def _below_zero(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool((tensor < 0).any())
 
 
 def _begin(seen: list[_Seen], began: dict[str, int], path: str, _module: nn.Module, _args: Any) -> None:
@@ -66,7 +73,7 @@ def _end(
     for name, value in ((path + INPUT, args or kwargs), (path, output)):
         tensor = first_tensor(value)
         if tensor is not None:
-            seen.append(_Seen(name, tensor, version_of(tensor), began[path], ended))
+            seen.append(_Seen(name, tensor, version_of(tensor), began[path], ended, _below_zero(tensor)))
     attention = None if isinstance(output, Tensor) else attention_in(output)
     if attention is not None and all(item.tensor is not attention for item in seen):  # its innermost module's
         seen.append(_Seen(path + ATTENTION, attention, version_of(attention), began[path], ended))
@@ -116,6 +123,7 @@ def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
             calls[item.path] == 1 and version_of(item.tensor) == item.version,
             item.began,
             item.ended,
+            item.signed,
         )
         for item in seen
         if last[item.path] is item

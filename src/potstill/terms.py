@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
@@ -37,8 +37,8 @@ class Times:
     """Share of the run over which the weight rises linearly, from ``start`` on."""
     start: float = 0.0
     """Where it begins (``from`` in a recipe)."""
-    until: float = 1.0
-    """Where it ends."""
+    until: float | None = None
+    """Where it ends: by default with the run, or where its loss says (some only start a training)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +65,26 @@ class TermConfig(Times):
     """Options of the loss."""
 
 
+def end_of(config: Times) -> float:
+    """Share of the run at which ``config`` ends."""
+    return 1.0 if config.until is None else config.until
+
+
 def weight_at(weight: float, config: Times, progress: float) -> float:
     """The weight at ``progress``, a share of the run; 0 outside ``start`` to ``until``.
 
     >>> weight_at(2.0, LabelsConfig(schedule="linear", start=0.5), 0.75)
     1.0
     """
-    if progress < config.start or (progress >= config.until and config.until < 1.0):
+    end = end_of(config)
+    if progress < config.start or (progress >= end and end < 1.0):
         return 0.0
     full = config.start + config.warmup
     if progress < full:
         return weight * max((progress - config.start) / config.warmup, FIRST_WARMUP)
-    if config.schedule == "constant" or config.until <= full:
+    if config.schedule == "constant" or end <= full:
         return weight
-    left = min(max((config.until - progress) / (config.until - full), 0.0), 1.0)
+    left = min(max((end - progress) / (end - full), 0.0), 1.0)
     return weight * (left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
@@ -112,6 +118,8 @@ class Term:
             raise UserError(at, f"unknown loss{got}{known}")
         self.function: Callable[..., Tensor] = getattr(losses, config.loss)
         self.spec: LossSpec = spec_of(self.function)
+        if config.until is None:
+            self.config = config = replace(config, until=max(self.spec.until, _least_end(config)))
         _check_weight(self.where, config.weight, auto=True)
         _check_share(self.where, config)
         _check_times(self.where, config)
@@ -138,6 +146,11 @@ class Term:
     def signal(self) -> str:
         """What it compares, as its loss declares."""
         return self.spec.signal
+
+
+def _least_end(config: TermConfig) -> float:
+    """A term that is told to begin or to rise late ends with the run."""
+    return 1.0 if config.start or config.warmup else 0.0
 
 
 def parse_terms(raw: Mapping[str, Any]) -> tuple[LabelsConfig | None, dict[str, TermConfig]]:
@@ -205,12 +218,13 @@ def _check_share(where: str, config: TermConfig) -> None:
 def _check_times(where: str, config: Times) -> None:
     check_value(f"{where}.schedule", config.schedule, Schedule)
     share = Annotated[float, Range(least=0, most=1)]
-    for key, value in (("warmup", config.warmup), ("from", config.start), ("until", config.until)):
+    for key, value in (("warmup", config.warmup), ("from", config.start), ("until", end_of(config))):
         check_value(f"{where}.{key}", value, share)
-    if config.start >= config.until:
-        raise UserError(f"{where}.until", f"must be after from ({config.start:g}), got {config.until:g}")
-    if config.start + config.warmup > config.until:
-        room = config.until - config.start
+    end = end_of(config)
+    if config.start >= end:
+        raise UserError(f"{where}.until", f"must be after from ({config.start:g}), got {end:g}")
+    if config.start + config.warmup > end:
+        room = end - config.start
         raise UserError(f"{where}.warmup", f"must end before until (at most {room:g}), got {config.warmup:g}")
 
 

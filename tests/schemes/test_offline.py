@@ -51,7 +51,7 @@ def test_state_and_parameters_hold_student_and_adapters_only() -> None:
     assert all(name.startswith("parts.student.") for name in scheme.state_dict())
     assert "parts.student.adapters.feature_mse:0.project.weight" in names
     num_student = len(list(scheme.student.parameters()))
-    assert len(names) == num_student + 2
+    assert len(names) == num_student + 1
     assert list(scheme.trainable("train", "train")) == ["student"]
     assert scheme.stages == (Stage("train", 1.0, ("train",)),)
 

@@ -47,6 +47,8 @@ class LossSpec:
         target: It takes the labels, ``(N,)``, as a third argument.
         spans: How many of the planned layers one call sees: ``each`` pair alone, two ``neighbours``
             (``student`` and ``teacher`` are then pairs of tensors), or ``all`` (tuples).
+        before_activation: It compares what goes into an activation function, not what comes out.
+        until: When it ends by default, a share of the run: losses that only start a training.
         at: Which layers ``layers: auto`` takes: the end of all ``stages``, the ``middle`` or the ``last``.
         learns: For what has parameters or memory: the module that calls this function.
         adapter: The student's tensor goes through an adapter when its shape differs.
@@ -63,6 +65,8 @@ class LossSpec:
     target: bool = False
     spans: Spans = "each"
     at: Place = "stages"
+    before_activation: bool = False
+    until: float = 1.0
     adapter: bool = False
     learns: type | None = None
     combine: Literal["sum", "mean"] = "mean"

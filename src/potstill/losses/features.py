@@ -25,7 +25,7 @@ def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple
     return blanked(student, where), blanked(teacher, where)
 
 
-@matches("features", weight=100.0, adapter=True)
+@matches("features", weight=100.0, adapter=True, at="middle")
 def feature_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
     """Mean squared difference of features, the hint of FitNets.
 

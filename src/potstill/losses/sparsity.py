@@ -33,6 +33,8 @@ def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple
     "features",
     weight=3 / 1000,
     adapter=True,
+    before_activation=True,
+    until=0.2,
     combine="sum",
     zero_at_equality=False,
     reason="a margin: a student equal to its teacher is on the right side, but not far enough from 0",
@@ -42,9 +44,10 @@ def activation_boundary(
 ) -> Tensor:
     """Squared distance of each neuron from the side of 0 on which the teacher's stands, with a margin.
 
-    Tap before the activation function. The authors use it first and alone (``until: 0.2``), then train with
-    :func:`kl` at T = 3; beside the labels it drowns them, as it sums over all neurons. Over several layers
-    they weigh them 1, 1/2, 1/4 from the last to the first: a term each, of weight 0.003, 0.0015, 0.00075.
+    Tap before the activation function. The authors use it first and alone (``until: 0.2``, here the
+    default), then train with :func:`kl` at T = 3; beside the labels it drowns them, as it sums over all
+    neurons. Over several layers they weigh them 1, 1/2, 1/4 from the last to the first: a term each, of
+    weight 0.003, 0.0015, 0.00075.
 
     Formula:
         sum over neurons of (s + m)^2 1[s > -m and t <= 0] + (s - m)^2 1[s <= m and t > 0]
@@ -81,6 +84,7 @@ def activation_boundary(
     "features",
     weight=50.0,
     adapter=True,
+    before_activation=True,
     zero_at_equality=False,
     reason="a cross-entropy with hard answers: 0 only where the student's activations are infinite",
 )

@@ -33,6 +33,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
+        self.activation = nn.ReLU()  # a module, so that what goes into it can be tapped
         self.stride = stride
         self.added = channels_out - channels_in
 
@@ -43,7 +44,8 @@ class Block(nn.Module):
         if self.added:
             before = self.added // 2
             shortcut = pad(shortcut, (0, 0, 0, 0, before, self.added - before))
-        return relu(residual + shortcut)
+        activated: Tensor = self.activation(residual + shortcut)
+        return activated
 
 
 class ResNet(nn.Module):

@@ -19,7 +19,7 @@ __all__ = ["fsp", "gram"]
 Pair = tuple[Tensor, Tensor]
 
 
-@matches("maps", weight=50.0, spans="neighbours", adapter=True)
+@matches("maps", weight=50.0, spans="neighbours", adapter=True, until=0.2)
 def fsp(student: Pair, teacher: Pair, *, where: Tensor | None = None) -> Tensor:
     """Mean squared difference of the flow from one layer to the next: their channels' inner products.
 
