@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ class Finished:
         steps: Optimiser steps taken.
         seconds: Time spent in training steps.
         samples_per_second: Training samples over that time.
+        weights: Those of terms at ``auto``, as they were chosen.
     """
 
     cell: Cell
@@ -58,6 +59,7 @@ class Finished:
     steps: int
     seconds: float
     samples_per_second: float
+    weights: dict[str, float] = field(default_factory=dict)
 
     def load(self, model: nn.Module, which: Which) -> nn.Module:
         """``model`` with the weights of the last or the best epoch, in eval mode."""
@@ -120,6 +122,7 @@ def _write(experiment: Experiment, trained: Trained, place: Path) -> None:
         "steps": trained.steps,
         "seconds": trained.seconds,
         "samples_per_second": trained.samples_per_second,
+        "weights": trained.weights,
     }
     write_json(place / "trained.json", row)
     for checkpoint in place.glob("step-*.pt"):

@@ -210,7 +210,9 @@ def _result(
 def _arm_result(outcome: ArmOutcome, teacher: Logits, labels: NDArray[np.int64]) -> dict[str, Any]:
     per_seed = [quality.accuracy(logits, labels) for logits in outcome.selected]
     seeds = outcome.selected
+    chosen = {name: [cell.weights[name] for cell in outcome.cells] for name in outcome.cells[0].weights}
     return {
+        **({"weights": chosen} if chosen else {}),
         "accuracy": float(np.mean(per_seed)),
         "per_seed": per_seed,
         "interval": list(mean_interval(_correct(seeds, labels))),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.cells import Finished
 from potstill.experiment import Experiment
 from potstill.objective import Objective
 from potstill.outcome import Outcome
@@ -57,7 +58,7 @@ def tell(
             temperature=temperature,
             image=lambda index: experiment.splits.test.images([index])[0].numpy(),
         ),
-        terms=tuple(_terms(objective)),
+        terms=tuple(_terms(objective, outcome.arms["student"].cells)),
         pairs=tuple(
             PairRow(
                 term=pair.term,
@@ -110,11 +111,17 @@ def _setup(
     )
 
 
-def _terms(objective: Objective) -> Iterator[TermRow]:
+def _terms(objective: Objective, cells: Sequence[Finished]) -> Iterator[TermRow]:
+    """The terms; a weight that was measured is the mean over seeds, and each seed's is told."""
     yield TermRow(name="labels", loss="cross-entropy", weight=objective.labels)
     for name, term in objective.terms.items():
         options = ", ".join(f"{key} {value}" for key, value in term.options.items())
-        yield TermRow(name=name, loss=term.function.__name__, weight=term.weight, detail=options)
+        chosen = [cell.weights[name] for cell in cells if name in cell.weights]
+        if chosen:
+            seeds = ", ".join(f"{weight:.4g}" for weight in chosen)
+            options += f"; weight auto, share {term.share:g} of the labels' gradient, by seed: {seeds}"
+        weight = sum(chosen) / len(chosen) if chosen else term.weight
+        yield TermRow(name=name, loss=term.function.__name__, weight=weight, detail=options)
 
 
 def _temperature(objective: Objective) -> float:

@@ -230,3 +230,42 @@ def test_content_comes_back_as_it_was_saved(make_run: MakeRun, tmp_path: Path) -
     assert ReportContent.load(tmp_path / "again.json") == content
     assert content.pairs[0].student_shape == (16, 32, 32)
     assert content.details["student"].bins
+
+
+def test_what_does_nothing_and_what_drowns_the_rest_is_said(make_run: MakeRun) -> None:
+    run = make_run()
+    rows = []
+    for arm, parts in (("control", {"labels": 1.0}), ("student", {"labels": 1.0, "kl": 3.0})):
+        for seed in range(2):
+            for step in range(50, 1001, 50):
+                row = {"arm": arm, "seed": seed, "step": step, "parts": parts, "weighted": parts}
+                if arm == "student" and step % 200 == 0:
+                    row["weighted_gradient_norms"] = {
+                        "labels": 1.0,
+                        "kl": 12.0,
+                        "attention_transfer": 0.002,
+                        "idle": float("nan"),
+                    }
+                rows.append(row)
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = read(run)
+    assert (
+        "kl drowned the rest: its gradient was 12 times as long as those of all other parts together. "
+        "attention_transfer did next to nothing: its gradient was 0.20 % as long as the labels'."
+    ) in page.text.replace("\u202f", " ")
+    labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert [label for label in labels if "during training" in label] == [
+        "labels during training",
+        "labels during training, weighted",
+        "labels during training, length of weighted gradient",
+        "kl during training",
+        "kl during training, weighted",
+        "kl during training, length of weighted gradient",
+        "attention_transfer during training, length of weighted gradient",
+    ]
+    for row in rows:
+        if "weighted_gradient_norms" in row:
+            row["weighted_gradient_norms"] = {"labels": 1.0, "kl": 9.9, "attention_transfer": 0.011}
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = read(run).text
+    assert "No part did nothing and none drowned the rest." in text
