@@ -76,3 +76,9 @@ def test_permuted_knowledge_keeps_the_largest_and_the_rest_as_a_set() -> None:
 def test_no_generation_is_refused() -> None:
     with pytest.raises(UserError, match="at least one generation"):
         BornAgain([], None, Objective({"kl": {}}, supervised))
+
+
+def test_what_paraphrases_a_fixed_teacher_is_refused() -> None:
+    objective = Objective({"factor_transfer": {}}, supervised)
+    with pytest.raises(UserError, match=r"distill\.factor_transfer: paraphrases one fixed teacher"):
+        BornAgain([network(2), network(2)], None, objective, example=batch_of(2))

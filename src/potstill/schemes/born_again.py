@@ -14,6 +14,7 @@ from potstill.batch import Batch, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
 from potstill.schemes.offline import Offline
+from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
 from potstill.teachers import Frozen, Teacher, as_teacher
 
@@ -65,6 +66,7 @@ class BornAgain(nn.Module):
         super().__init__()
         if not students:
             raise UserError("scheme.generations", "expected at least one generation, got none")
+        refuse_paraphrasers(objective)
         generations = []
         taught = None if teacher is None else cast(Teacher, as_teacher(teacher))
         for student in students:
@@ -113,6 +115,16 @@ class BornAgain(nn.Module):
         return self.networks[self._current]
 
     @property
+    def watched(self) -> dict[str, bool]:
+        """The present generation is evaluated after each epoch, and kept."""
+        return {self._current: True}
+
+    @property
+    def objective(self) -> Objective:
+        """What the last generation minimises, its layers planned."""
+        return self.generations[next(reversed(self.generations))].objective
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """One full training a generation."""
         return tuple(Stage(name, 1.0, (name,)) for name in self.generations)
@@ -125,6 +137,9 @@ class BornAgain(nn.Module):
         if place:
             before = self.networks[names[place - 1]]
             self._teacher_of(stage).load_state_dict(before.state_dict())
+
+    def stepped(self, steps: int) -> None:
+        """Nothing follows the optimiser's steps."""
 
     def _teacher_of(self, stage: str) -> nn.Module:
         generation = self.generations[stage]
@@ -145,8 +160,7 @@ class BornAgain(nn.Module):
 
     def control(self, student: nn.Module) -> Offline:
         """One training of ``student`` by labels alone."""
-        objective = self.generations[next(reversed(self.generations))].objective
-        return Offline(student, None, objective.without_terms())
+        return Offline(student, None, self.objective.without_terms())
 
     def forward(self, batch: Batch, phase: str) -> Step:
         """One pass of the generation ``phase`` and its teacher."""

@@ -12,6 +12,7 @@ from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
 from potstill.schemes.offline import Offline, StudentPart
+from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied
 from potstill.taps import Tapped
@@ -31,6 +32,8 @@ class Mutual(nn.Module):
         example: A small batch, needed where terms compare layers.
         samples: Size of the training set, needed by losses that remember every sample.
         over_peers: ``mean`` (the paper's) or ``sum`` over the other peers.
+        alike: How many peers, from the first, have the student's architecture: of these the best by
+            validation is kept. All by default.
 
     Raises:
         UserError: If there are fewer than two peers, an example is missing, layers cannot be compared, or
@@ -56,6 +59,7 @@ class Mutual(nn.Module):
         example: Batch | None = None,
         samples: int | None = None,
         over_peers: Literal["mean", "sum"] = "mean",
+        alike: int | None = None,
     ) -> None:
         super().__init__()
         if len(peers) < 2:
@@ -65,9 +69,11 @@ class Mutual(nn.Module):
                 raise UserError(term.where, "needs the other peer's gradients, which a detached peer has not")
         if objective.needs_layers and example is None:
             raise UserError("example", "missing; terms that compare layers need a small batch to plan them")
+        refuse_paraphrasers(objective)
         self.names = tuple(f"peer{number}" for number in range(1, len(peers) + 1))
         self.objective = objective
         self.over_peers = over_peers
+        self._alike = len(peers) if alike is None else alike
         self.progress = 0.0
         self._labels = objective.labels_only()
         self._pairs: dict[tuple[str, str], Objective] = {}
@@ -128,12 +134,20 @@ class Mutual(nn.Module):
         return self.networks[self.names[0]]
 
     @property
+    def watched(self) -> dict[str, bool]:
+        """All peers are evaluated after each epoch; those of the student's architecture may be kept."""
+        return {name: number < self._alike for number, name in enumerate(self.names)}
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """One stage, one phase: all peers take their step together."""
         return (Stage("train"),)
 
     def enter(self, stage: str) -> None:
         """Nothing changes with the one stage."""
+
+    def stepped(self, steps: int) -> None:
+        """Nothing follows the optimiser's steps."""
 
     def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
         """All peers, each with an optimiser of its own."""
@@ -197,6 +211,9 @@ class Mutual(nn.Module):
                     for each in pair.plan
                     if each.term not in parts and each.key != each.student
                 ]
+                part: StudentPart = self.__dict__["_parts"][name]
+                unused = [each.matcher for each in pair.plan if each.matcher and each.term not in parts]
+                idle += [parameter for key in unused for parameter in part.matchers[key].parameters()]
         return tied(parts, idle if "labels" in parts else [*idle, answer.output])
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from potstill.errors import UserError
 from potstill.layers import PlannedPair
+from potstill.objective import Objective
 
-__all__ = ["SHARE", "Paraphrasing", "paraphrasing"]
+__all__ = ["SHARE", "Paraphrasing", "paraphrasing", "refuse_paraphrasers"]
 
 SHARE = 0.1
 """Of the run, for the paraphrasers' own stage at its beginning."""
@@ -46,3 +48,16 @@ def paraphrasing(plan: Sequence[PlannedPair], matchers: nn.ModuleDict) -> Paraph
         if isinstance(paraphraser, nn.Module):
             modules[pair.matcher], sources[pair.matcher] = paraphraser, pair.teacher
     return Paraphrasing(modules, sources) if sources else None
+
+
+def refuse_paraphrasers(objective: Objective) -> None:
+    """Refuse terms that learn from a teacher before the student does, where the teacher itself changes.
+
+    Raises:
+        UserError: At the term.
+    """
+    for term in objective.terms.values():
+        if term.config.loss == "factor_transfer":
+            raise UserError(
+                term.where, "paraphrases one fixed teacher first; use it with the scheme 'offline'"
+            )

@@ -17,6 +17,7 @@ from potstill.batch import Batch, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
 from potstill.schemes.offline import Offline
+from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
 from potstill.teachers import Frozen
 
@@ -57,6 +58,7 @@ class MeanTeacher(nn.Module):
         decay: float = 0.999,
     ) -> None:
         super().__init__()
+        refuse_paraphrasers(objective)
         self.decay = decay
         average = Frozen(copy.deepcopy(student), role="student")
         inner = Offline(student, average, objective, example=example, samples=samples)
@@ -90,6 +92,16 @@ class MeanTeacher(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """The student and its average."""
         return {"student": self.student, "average": cast(Frozen, self.parts["average"]).network}
+
+    @property
+    def watched(self) -> dict[str, bool]:
+        """The student is evaluated after each epoch, and kept."""
+        return {"student": True}
+
+    @property
+    def objective(self) -> Objective:
+        """What the student minimises, its layers planned."""
+        return self.inner.objective
 
     @property
     def stages(self) -> tuple[Stage, ...]:
