@@ -191,7 +191,8 @@ def _finish(result: Any, again: list[str]) -> None:
 def compare(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped name.")],
     methods: Annotated[
-        str | None, typer.Option("--methods", metavar="NAMES", help="Such as kl,attention_transfer,kl+hint.")
+        str | None,
+        typer.Option("--methods", metavar="NAMES", help="Such as kl,attention_transfer,kl+feature_mse."),
     ] = None,
     rows: Annotated[
         Path | None, typer.Option("--rows", metavar="FILE", help="YAML of named distill blocks.")

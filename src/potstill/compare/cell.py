@@ -77,7 +77,7 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
 def _answers(experiment: Experiment, cell: Finished, which: Which) -> quality.Floats:
     """Logits on the test part, kept in the cell's folder."""
     path = test_logits(cell, which)
-    last_is_best = cell.best_epoch == len(cell.history) and cell.history[-1]["step"] == cell.steps
+    last_is_best = 0 < cell.best_epoch == len(cell.history) and cell.history[-1]["step"] == cell.steps
     if which == "best" and last_is_best:
         logits = np.load(test_logits(cell, "last"))
     else:
