@@ -65,12 +65,14 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        with torch.autocast(rows.device.type, enabled=False):
-            return rows @ rows.T
+        return _multiplied(rows, rows.T)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> Tensor:
         (rows,) = ctx.saved_tensors
-        with torch.autocast(rows.device.type, enabled=False):
-            product: Tensor = (outer + outer.T) @ rows
-            return product
+        return _multiplied(outer + outer.T, rows)
+
+
+def _multiplied(first: Tensor, second: Tensor) -> Tensor:
+    """``first @ second`` as it is: autocast leaves alone what is done in place."""
+    return first.new_empty(first.shape[0], second.shape[1]).addmm_(first, second, beta=0)

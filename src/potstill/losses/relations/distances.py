@@ -118,8 +118,8 @@ class _Distances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, where: Tensor | None) -> Tensor:
-        centred = rows.double()
-        centred = centred - centred.sum(dim=0) / counted(centred, where, 1)
+        centre = rows.sum(dim=0, dtype=torch.float64) / counted(rows, where, 1)
+        centred = rows - centre  # in float64
         products = centred @ centred.T
         squares = products.diagonal()
         sums = squares.unsqueeze(1) + squares
@@ -128,7 +128,8 @@ class _Distances(torch.autograd.Function):
         if where is not None:
             gone = gone | ~(where.unsqueeze(1) & where)
         lengths = squares.masked_fill_(gone, 0).sqrt_()
-        ctx.save_for_backward(centred.to(rows.dtype), lengths)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(centred.to(rows.dtype), lengths)
         return lengths
 
     @staticmethod
@@ -137,6 +138,6 @@ class _Distances(torch.autograd.Function):
         centred, lengths = ctx.saved_tensors
         pulls = (outer / lengths).masked_fill_(lengths == 0, 0)
         pulls = (pulls + pulls.T).to(centred.dtype)
-        with torch.autocast(pulls.device.type, enabled=False):
-            gradient = torch.addmm(centred * pulls.sum(dim=1, keepdim=True), pulls, centred, alpha=-1)
+        gradient = centred * pulls.sum(dim=1, keepdim=True)
+        gradient.addmm_(pulls, centred, alpha=-1)  # autocast leaves alone what is done in place
         return gradient, None

@@ -55,8 +55,8 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, where: Tensor | 
 
 def _neighbours(rows: Tensor, where: Tensor | None) -> Tensor:
     """Probabilities plus the floor; rows and columns that do not count are the floor."""
-    kernel = ((1 + cosines(rows)) / 2).clamp(min=0)  # rounding may pass a cosine of -1
+    kernel = (1 + cosines(rows)).clamp(min=0)  # rounding may pass a cosine of -1
     if where is not None:
         kernel = kernel.masked_fill(~(where.unsqueeze(1) & where), 0)
-    sums = kernel.sum(dim=1, keepdim=True)
-    return kernel / sums.masked_fill(sums == 0, 1) + FLOOR
+    sums = kernel.sum(dim=1, keepdim=True)  # at least 1, of a sample with itself, where a row counts
+    return kernel / sums.clamp(min=1) + FLOOR
