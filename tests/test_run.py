@@ -58,6 +58,27 @@ def test_a_run_leaves_everything_a_reader_needs(tiny: Any, tmp_path: Path) -> No
     assert "gain of distillation" in result.table()
 
 
+def test_a_chosen_weight_stands_in_the_result_and_the_report(tiny: Any, tmp_path: Path) -> None:
+    auto = (
+        "distill.kl={weight: auto, temperature: 2}",
+        "train.gradient_norms=3",
+        "train.learning_rate=0.001",
+    )
+    go(tiny, tmp_path / "run", "seeds=2", *auto)
+    data = json.loads((tmp_path / "run" / "result.json").read_text())
+    chosen = data["models"]["student"]["weights"]["kl"]
+    assert len(chosen) == 2
+    assert all(0.09 <= weight <= 9.0 for weight in chosen)
+    assert "weights" not in data["models"]["control"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["weights"]["kl"] for row in rows if "weights" in row] == chosen
+    assert any(set(row.get("gradient_norms", ())) == {"labels", "kl", "hint"} for row in rows)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "weight auto, share 9 of the labels&#x27; gradient, by seed: " in page
+    assert "kl during training, length of weighted gradient" in page
+    assert load(tmp_path / "run" / "recipe.yaml").distill["kl"]["weight"] == "auto"
+
+
 def test_a_resolved_recipe_runs_again_to_the_same_weights(tiny: Any, tmp_path: Path) -> None:
     go(tiny, tmp_path / "one", "train.epochs=1")
     again = run(

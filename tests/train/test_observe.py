@@ -61,22 +61,27 @@ def test_the_bar_shows_parts(capsys: pytest.CaptureFixture[str]) -> None:
     bar.start(0, 3)
     bar.advance(2)
     bar.log({"step": 2, "samples_per_second": 100.0, "parts": {"kl": 0.25, "[/b]": 2.0}})
+    bar.log({"step": 2, "epoch": 1, "weights": {"kl": 2.0}})
     bar.say("a note [/b]")
     bar.advance(3)
     bar.finish()
     said = capsys.readouterr().out
-    for part in ("student-0", "3/3", "a note [/b]"):
+    for part in ("student-0", "3/3", "a note [/b]", "kl 0.25"):
         assert part in said
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     board = TensorBoard(tmp_path / "board")
     board.start(0, 2)
-    board.log({"step": 1, "epoch": 1, "parts": {"kl": 0.5}})
+    board.log({"step": 1, "epoch": 1, "parts": {"kl": 0.5}, "gradient_norms": {"kl": 2.0}})
     board.finish()
-    assert list((tmp_path / "board").glob("events*"))
+    written = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert set(written.Tags()["scalars"]) == {"epoch", "kl", "gradient_norms/kl"}
+    assert written.Scalars("gradient_norms/kl")[0].value == 2.0
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install 'potstill\[tensorboard\]'"):
         TensorBoard(tmp_path / "other")
