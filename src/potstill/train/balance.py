@@ -168,7 +168,7 @@ def _sentence(term: Term, weight: float, wanted: float, own: float, reference: f
         lacking = f"it has no gradient at the student ({own:g})" if own <= 0 else "the labels have none"
         return f"{term.name}: weight {weight:g}, its default, as {lacking}"
     clamped = (
-        "" if math.isclose(weight, wanted) else f" ({wanted:.3g} lies further than {FURTHEST:g} times off)"
+        "" if math.isclose(weight, wanted) else f" ({wanted:.3g} lies further than {FURTHEST:g} times off its default)"
     )
     return (
         f"{term.name}: weight {weight:.4g}{clamped}, chosen for {term.share:g} of the labels' gradient: norm "
