@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from potstill import distributed
+from potstill import distributed, quality
+from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
 from potstill.files import write_json
@@ -18,6 +21,7 @@ from potstill.folder import RunFolder
 from potstill.models.weights import load_weights, save_weights
 from potstill.train import Trained, train
 from potstill.train.observe import Observer
+from potstill.train.validation import TOGETHER
 
 __all__ = ["Cell", "Finished", "train_cell"]
 
@@ -85,8 +89,8 @@ def train_cell(
     validation = experiment.evaluation(experiment.splits.validation)
     scheme = experiment.scheme(cell.arm, cell.seed)
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        return experiment.task.evaluate(model, validation)
+    def evaluate(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        return _evaluated(experiment, networks, validation)
 
     trained = train(
         scheme,
@@ -108,6 +112,22 @@ def train_cell(
         _write(experiment, trained, place)
     distributed.barrier()
     return _read(cell, place)
+
+
+def _evaluated(
+    experiment: Experiment, networks: Mapping[str, nn.Module], part: Loader
+) -> dict[str, dict[str, float]]:
+    """Metrics of each network; of several, also how often two agree, and how good all are together."""
+    logits = {name: experiment.task.predict(network, part, "student") for name, network in networks.items()}
+    found = {name: experiment.task.score(answers, part) for name, answers in logits.items()}
+    if len(logits) > 1:
+        pairs = list(itertools.combinations([answers.numpy() for answers in logits.values()], 2))
+        mean = torch.stack([answers.softmax(dim=1) for answers in logits.values()]).mean(dim=0)
+        found[TOGETHER] = {
+            "agreement": sum(quality.agreement(*pair) for pair in pairs) / len(pairs),
+            "ensemble": experiment.task.score(mean.log(), part)[experiment.task.metric],
+        }
+    return found
 
 
 def _write(experiment: Experiment, trained: Trained, place: Path) -> None:

@@ -139,7 +139,7 @@ def _train_teacher(recipe: Recipe, data: Path, weights: Path, *, epochs: int) ->
         device=device,
         folder=weights.parent,
         observer=Many(),
-        evaluate=lambda network: task.evaluate(network, validation),
+        evaluate=lambda networks: {name: task.evaluate(one, validation) for name, one in networks.items()},
         metric=task.metric,
         resume=True,
         seed=recipe.seed,

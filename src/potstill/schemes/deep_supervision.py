@@ -104,12 +104,20 @@ class DeepSupervision(nn.Module):
         return {"student": self.student}
 
     @property
+    def watched(self) -> dict[str, bool]:
+        """The student is evaluated after each epoch, and kept."""
+        return {"student": True}
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """One stage, one phase."""
         return (Stage("train"),)
 
     def enter(self, stage: str) -> None:
         """Nothing changes with the one stage."""
+
+    def stepped(self, steps: int) -> None:
+        """Nothing follows the optimiser's steps."""
 
     def train(self, mode: bool = True) -> DeepSupervision:
         """Train the exits; a network that does not learn stays in eval mode."""

@@ -151,6 +151,14 @@ class Offline(nn.Module):
         """The bare networks that are trained, by name."""
         return {"student": self.student}
 
+    @property
+    def watched(self) -> dict[str, bool]:
+        """The student is evaluated after each epoch, and kept."""
+        return {"student": True}
+
+    def stepped(self, steps: int) -> None:
+        """Nothing follows the optimiser's steps."""
+
     def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
         """The parts that learn in ``stage`` and ``phase``, by name."""
         self._check_phase(phase)

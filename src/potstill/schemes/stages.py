@@ -13,7 +13,7 @@ class Stage:
 
     Attributes:
         name: Shown in progress and metrics.
-        share: Its share of the run, 0 to 1; the shares of all stages add up to 1.
+        share: Its length, in lengths of the recipe's training: 1 for a whole one, less for a part of it.
         phases: What alternates within a step; most schemes have one.
     """
 

@@ -100,6 +100,8 @@ class Classification:
         rows: Tensor | None = None
         for images, labels, index in loader.epoch(0):
             logits = model(self.plain_batch(images, labels, index).input(role))
+            if isinstance(logits, Signals):
+                logits = logits.output
             logits = (logits[0] if isinstance(logits, tuple) else logits).float().cpu()
             if rows is None:
                 rows = logits.new_zeros(len(loader.dataset), logits.shape[1])
@@ -111,7 +113,10 @@ class Classification:
 
     def evaluate(self, model: nn.Module, loader: Loader, role: str = "student") -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy over all samples of ``loader``."""
-        logits = self.predict(model, loader, role)
+        return self.score(self.predict(model, loader, role), loader)
+
+    def score(self, logits: Tensor, loader: Loader) -> dict[str, float]:
+        """The same of logits ``(len(data), C)``."""
         labels = loader.dataset.labels
         return {
             "accuracy": float((logits.argmax(dim=1) == labels).double().mean()),

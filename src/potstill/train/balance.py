@@ -81,7 +81,7 @@ class Balance:
         scheme: What is trained. ``auto`` needs its ``objective`` to name the parts as the scheme does.
         every: Steps between measurements, 0 for none but those that ``auto`` needs; ``None`` for as many
             as take at most 2 % of the time.
-        total: Steps of the training.
+        total: Steps of the stage in which the terms are matched.
 
     Attributes:
         weights: The weights that were chosen, by term.
@@ -89,17 +89,17 @@ class Balance:
 
     def __init__(self, scheme: Scheme, every: int | None, total: int) -> None:
         objective = getattr(scheme, "objective", None)
-        self._networks = list(getattr(scheme, "networks", {"student": scheme.student}).values())
+        self._networks = list(scheme.networks.values())
         self._objective: Objective | None = objective if isinstance(objective, Objective) else None
         self._every, self._total = every, total
         self._sums: dict[str, tuple[float, float]] = {}  # of each such term: its own norm, the labels'
         self.weights: dict[str, float] = {}
 
     def measuring(self, step: int, counts: Mapping[str, float]) -> Gradients | None:
-        """What to measure with in step number ``step``, from 0; ``None`` where it is not its turn."""
+        """What to measure with in step ``step`` of a stage, from 0; ``None`` where it is not its turn."""
         every = STEPS_A_PART * len(counts) if self._every is None else self._every
         regular = len(counts) > 1 and every > 0 and (step + 1) % every == 0
-        deciding = any(step in self._window(term) for term in self._waiting())
+        deciding = any(step in self._window(term) for term in self._waiting() if term.name in counts)
         return Gradients(self._networks) if regular or deciding else None
 
     def _waiting(self) -> list[Term]:
@@ -168,7 +168,9 @@ def _sentence(term: Term, weight: float, wanted: float, own: float, reference: f
         lacking = f"it has no gradient at the student ({own:g})" if own <= 0 else "the labels have none"
         return f"{term.name}: weight {weight:g}, its default, as {lacking}"
     clamped = (
-        "" if math.isclose(weight, wanted) else f" ({wanted:.3g} lies further than {FURTHEST:g} times off its default)"
+        ""
+        if math.isclose(weight, wanted)
+        else f" ({wanted:.3g} lies further than {FURTHEST:g} times off its default)"
     )
     return (
         f"{term.name}: weight {weight:.4g}{clamped}, chosen for {term.share:g} of the labels' gradient: norm "

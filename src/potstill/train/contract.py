@@ -26,8 +26,18 @@ class Scheme(Protocol):
         """Stretches of the training."""
 
     @property
-    def student(self) -> nn.Module:
-        """The bare network that is evaluated and kept."""
+    def networks(self) -> dict[str, nn.Module]:
+        """All bare networks by name."""
+
+    @property
+    def watched(self) -> dict[str, bool]:
+        """Networks that are evaluated after each epoch, and whether each may be kept as the student."""
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage, or go on within it after a resume."""
+
+    def stepped(self, steps: int) -> None:
+        """Hear that the optimisers took step number ``steps`` of the stage, from 1."""
 
     def trainable(self, stage: str, phase: str) -> dict[str, nn.Module]:
         """What learns."""
@@ -44,10 +54,13 @@ class Trained:
     """What a training gives.
 
     Attributes:
-        last_state: State dict of the student after the last step, on the CPU.
+        last_state: State dict of the student after the last step, on the CPU; of several networks that may
+            be the student, the one best by validation then.
         best_state: The same after the epoch with the best validation metric.
         best_epoch: That epoch, counted from 1.
         history: One row an epoch.
+        networks: State dicts of all networks by name, the student's as it was selected.
+        chosen: Name of the network that was selected.
         steps: Steps taken in all.
         seconds: Time spent in steps, resumed parts included.
         samples_per_second: Training samples over that time.
@@ -59,6 +72,8 @@ class Trained:
     best_state: State
     best_epoch: int
     history: list[dict[str, float]]
+    networks: dict[str, State]
+    chosen: str
     steps: int
     seconds: float
     samples_per_second: float

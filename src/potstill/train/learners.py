@@ -1,4 +1,4 @@
-"""What learns in a training: the parts of a scheme, their optimisers, and the student's average."""
+"""What learns in a training: the parts of a scheme, their optimisers, and averages of its networks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch._functorch.config
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from potstill import distributed
-from potstill.train.contract import Scheme
+from potstill.train.contract import Scheme, State
 from potstill.train.optimise import clip_gradients, make_optimizer, set_learning_rate
 from potstill.train.settings import TrainConfig
 
@@ -35,7 +35,9 @@ class Learners:
     def __init__(self, scheme: Scheme, config: TrainConfig) -> None:
         self._scheme = scheme
         self._clip = config.clip
-        self._average = _averaged(scheme.student, config.ema)
+        self._decay = config.ema
+        self._averages: dict[str, AveragedModel] = {}
+        self.begin()
         modules: dict[str, nn.Module] = {}
         for stage in scheme.stages:
             for phase in stage.phases:
@@ -52,10 +54,22 @@ class Learners:
             if distributed.world_size() > 1:
                 scheme.parts[name] = DistributedDataParallel(scheme.parts[name])
 
+    def begin(self) -> None:
+        """Start averages of the networks that are watched anew, with a stage."""
+        if self._decay is not None:
+            self._averages = {
+                name: _averaged(self._scheme.networks[name], self._decay) for name in self._scheme.watched
+            }
+
     @property
-    def shown(self) -> nn.Module:
-        """The network that is evaluated and kept: the average, where there is one."""
-        return self._scheme.student if self._average is None else self._average.module
+    def shown(self) -> dict[str, nn.Module]:
+        """The networks that are evaluated: averages, where there are any."""
+        return {name: self._shown(name) for name in self._scheme.watched}
+
+    def _shown(self, name: str) -> nn.Module:
+        average = self._averages.get(name)
+        network: nn.Module = self._scheme.networks[name] if average is None else average.module
+        return network
 
     def set_learning_rate(self, value: float) -> None:
         """Give all optimisers one learning rate."""
@@ -79,10 +93,10 @@ class Learners:
             self.optimizers[name].step()
             self.optimizers[name].zero_grad(set_to_none=True)
 
-    def update_average(self) -> None:
-        """Let the average follow the student."""
-        if self._average is not None:
-            self._average.update_parameters(self._scheme.student)
+    def update_averages(self) -> None:
+        """Let the averages follow their networks."""
+        for name, average in self._averages.items():
+            average.update_parameters(self._scheme.networks[name])
 
     def first_not_finite(self) -> str | None:
         """Name of the first weight or statistic that is infinite or not a number."""
@@ -95,23 +109,31 @@ class Learners:
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint needs to know of what learns."""
         return {
-            "parts": {name: self._bare(name).state_dict() for name in self.optimizers},
+            "parts": {name: self._bare(name).state_dict() for name in self._scheme.parts},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "average": None if self._average is None else self._average.state_dict(),
+            "averages": {name: average.state_dict() for name, average in self._averages.items()},
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Put everything back to what :meth:`state` gave."""
-        for name, optimizer in self.optimizers.items():
+    def restore(self, state: Mapping[str, Any], stage: str) -> None:
+        """Put everything back to what :meth:`state` gave within ``stage``."""
+        for name in self._scheme.parts:
             self._bare(name).load_state_dict(state["parts"][name])
+        for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
+        self._scheme.enter(stage)
+        self.begin()
+        for name, average in self._averages.items():
+            average.load_state_dict(state["averages"][name])
 
-    def kept(self) -> dict[str, Tensor]:
-        """A copy of the state dict of :attr:`shown` on the CPU."""
+    def settle(self, name: str, state: State) -> None:
+        """Give a finished network the weights that were selected."""
+        self._scheme.networks[name].load_state_dict(state)
+
+    def kept(self, name: str) -> State:
+        """A copy of a network's state dict on the CPU; of its average, where it has one."""
         return {
-            name: tensor.detach().to("cpu", copy=True) for name, tensor in self.shown.state_dict().items()
+            key: tensor.detach().to("cpu", copy=True)
+            for key, tensor in self._shown(name).state_dict().items()
         }
 
     def _bare(self, name: str) -> nn.Module:
@@ -119,8 +141,6 @@ class Learners:
         return part.module if isinstance(part, DistributedDataParallel) else part
 
 
-def _averaged(student: nn.Module, decay: float | None) -> AveragedModel | None:
-    if decay is None:
-        return None
+def _averaged(network: nn.Module, decay: float) -> AveragedModel:
     rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(student, multi_avg_fn=rule, use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=rule, use_buffers=True)

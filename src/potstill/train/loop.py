@@ -20,7 +20,7 @@ from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
 from potstill.train.balance import Balance, Gradients
-from potstill.train.contract import Scheme, Trained
+from potstill.train.contract import Scheme, State, Trained
 from potstill.train.course import Course, Prepare, total_steps
 from potstill.train.figures import Figures, Tally
 from potstill.train.interrupt import Interrupt, watch_interrupts
@@ -64,15 +64,15 @@ def train(
         device: Where.
         folder: For the checkpoints.
         observer: Who is told.
-        evaluate: Validation metrics of the student, of which a higher ``metric`` is better.
-        metric: Which of them decides the best epoch.
+        evaluate: Validation metrics of networks, of which a higher ``metric`` is better.
+        metric: Which of them decides the best network and epoch.
         resume: Go on from the newest whole checkpoint in ``folder``; without one, start anew.
         seed: Of everything random in the networks.
 
     Raises:
         UserError: If the loss or the weights are not finite (step, part and last good checkpoint are
             named), a worker dies, a checkpoint cannot be written, or ``folder`` holds checkpoints of
-            another training and ``resume`` is off.
+            another training and ``resume`` is off; if patience does not fit the scheme's stages.
     """
     seed_everything(seed)
     training = Training(
@@ -120,12 +120,13 @@ class Training:
         self.precision, self.device, self.observer = precision, device, observer
         self.validation = Validation(evaluate, metric, config.patience)
         self.checkpoints = Checkpoints(folder)
-        self.course = Course(loader, config)
+        self.course = Course(loader, config, scheme.stages)
         self.learners = Learners(scheme, config)
         self.step = 0
         self.seconds = 0.0
         self.interrupted = False
-        self.balance = Balance(scheme, config.gradient_norms, self.course.total)
+        last = self.course.place(self.course.total - 1)
+        self.balance = Balance(scheme, config.gradient_norms, last.steps)
         self.figures = Figures()
         self._since_saved = Stopwatch()
 
@@ -137,6 +138,8 @@ class Training:
         batches = self.course.batches(self.step, self.prepare)
         while self.step < self.course.total and not self.interrupted and not self.validation.patience_ended:
             watch = Stopwatch()
+            if self.course.place(self.step).step == 0:
+                self._begin_stage()
             batch = next(batches)
             late = self._since_saved.seconds > CHECKPOINT_SECONDS
             wishes = self.advance(batch, Wishes(stop=interrupt.asked, save=late))
@@ -153,22 +156,31 @@ class Training:
         _, wishes = agreed({}, Wishes(stop=interrupt.asked))
         self.interrupted = self.interrupted or wishes.stop
 
+    def _begin_stage(self) -> None:
+        """Enter a stage: what is finished stays as it was selected, averages and best epoch begin anew."""
+        if self.step:
+            self.learners.settle(*self._selected())
+        self.scheme.enter(self.course.place(self.step).stage.name)
+        self.learners.begin()
+        self.validation.begin()
+
     def advance(self, batches: list[Batch], wishes: Wishes) -> Wishes:
         """One optimiser step of each phase; gives what all processes together wish."""
-        stage = self.course.stage(self.scheme.stages, self.step)
-        self.scheme.progress = self.step / self.course.total
-        self.learners.set_learning_rate(learning_rate(self.config, self.step, self.course.total))
+        place = self.course.place(self.step)
+        stage, self.scheme.progress = place.stage, place.progress
+        self.learners.set_learning_rate(learning_rate(self.config, place.step, place.steps))
         together = wishes
         for phase in stage.phases:
             counts, together = agreed(self._counts(batches, phase), wishes)
             names = self.scheme.trainable(stage.name, phase)
-            tally, gradients = Tally(), self.balance.measuring(self.step, counts)
+            tally, gradients = Tally(), self.balance.measuring(place.step, counts)
             for number, batch in enumerate(batches):
                 with self.learners.synchronised(names, last=number == len(batches) - 1):
                     self._backward(batch, phase, counts, tally, gradients)
             self._take(tally, counts, gradients)
             self.learners.update(names)
-        self.learners.update_average()
+        self.scheme.stepped(place.step + 1)
+        self.learners.update_averages()
         self.step += 1
         return together
 
@@ -207,7 +219,7 @@ class Training:
         if gradients is not None:
             norms = gradients.norms()
             self.figures.add_norms(norms, tally.weights)
-            for row in self.balance.take(self.step, norms, self.observer.say):
+            for row in self.balance.take(self.course.place(self.step).step, norms, self.observer.say):
                 self.observer.log({"step": self.step + 1, "epoch": self.course.epoch(self.step + 1), **row})
 
     def _last_good(self) -> str:
@@ -218,11 +230,12 @@ class Training:
 
     def log(self) -> None:
         """Tell the observer the mean of each part of the loss since the last call."""
+        place = self.course.place(self.step - 1)
         self.observer.log(
             {
                 "step": self.step,
                 "epoch": self.course.epoch(self.step),
-                "learning_rate": learning_rate(self.config, self.step - 1, self.course.total),
+                "learning_rate": learning_rate(self.config, place.step, place.steps),
                 "samples_per_second": self._rate(),
                 **self.figures.row(),
             }
@@ -234,8 +247,10 @@ class Training:
     def _evaluate(self) -> None:
         """Validation metrics, the best epoch so far, and whether patience is at its end."""
         epoch, shown = self.course.epoch(self.step), self.learners.shown
-        distributed.broadcast_buffers(shown)
-        self.observer.log(self.validation.after(epoch, self.step, shown, self.learners.kept))
+        for network in shown.values():
+            distributed.broadcast_buffers(network)
+        watched, kept = self.scheme.watched, self.learners.kept
+        self.observer.log(self.validation.after(epoch, self.step, shown, watched, kept))
 
     def _checkpoint_due(self, wishes: Wishes) -> bool:
         if self.step == self.course.total or self.interrupted or self.validation.patience_ended:
@@ -273,7 +288,7 @@ class Training:
             self.observer.say(note)
         if payload is None:
             return
-        self.learners.restore(payload)
+        self.learners.restore(payload, self.course.place(max(payload["step"] - 1, 0)).stage.name)
         states = payload["random"]  # one a process
         restore_random_state(states[distributed.rank() % len(states)])
         self.step, self.seconds = payload["step"], payload["seconds"]
@@ -281,12 +296,25 @@ class Training:
         self.figures.restore(payload["figures"])
         self.balance.restore(payload["balance"])
 
+    def _last(self) -> tuple[str, State]:
+        """The network that was best after the newest epoch, and its weights as they are."""
+        name = self.validation.leader(self.scheme.watched)
+        return name, self.learners.kept(name)
+
+    def _selected(self) -> tuple[str, State]:
+        """The network and the weights that count."""
+        last = self._last()
+        return self.validation.best(last) if self.config.select == "best" else last
+
     def result(self) -> Trained:
         """What :func:`train` returns."""
-        last = self.learners.kept()
+        last, (chosen, selected) = self._last(), self._selected()
+        networks = {name: self.learners.kept(name) for name in self.scheme.networks}
         return Trained(
-            last_state=last,
-            best_state=self.validation.best_state(last),
+            last_state=last[1],
+            best_state=self.validation.best(last)[1],
+            networks={**networks, chosen: selected},
+            chosen=chosen,
             best_epoch=self.validation.best_epoch,
             history=self.validation.history,
             steps=self.step,
