@@ -69,11 +69,24 @@ def run(segments: Segments, inputs: Tensor, kept: list[Tensor]) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("paths", [["layer1"], ["layer1.0.conv1", "layer2", "layer3.0.bn1"]])
-def test_a_resnet_in_segments(paths: list[str]) -> None:
+def trained() -> nn.Module:
+    """A ResNet-8 whose batch norms have statistics and weights of their own."""
     torch.manual_seed(0)
     model = resnet8()
-    segments = cut(model, paths, torch.randn(1, 3, 32, 32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        for _ in range(3):
+            model(torch.randn(16, 3, 32, 32) + 0.5)
+    return model
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("paths", [["layer1"], ["layer1.0.conv1", "layer2", "layer3.0.bn1"]])
+def test_a_resnet_in_segments(paths: list[str], quick: bool) -> None:
+    model = trained()
+    segments = cut(model, paths, torch.randn(1, 3, 32, 32), quick=quick)
     assert segments.reason == ""
     assert model.training
     images = torch.randn(9, 3, 32, 32)
@@ -92,7 +105,7 @@ def test_a_resnet_in_segments(paths: list[str]) -> None:
     handle = model.get_submodule(paths[0]).register_forward_hook(lambda _m, _a, out: store.append(out))
     model(images)
     handle.remove()
-    torch.testing.assert_close(first, store[0])
+    torch.testing.assert_close(first, store[0], rtol=1e-5, atol=1e-5)
 
 
 def test_the_weights_are_shared() -> None:
@@ -101,6 +114,29 @@ def test_the_weights_are_shared() -> None:
     mine = {id(parameter) for parameter in model.parameters()}
     theirs = {id(parameter) for part in segments.parts for parameter in part.parameters()}
     assert theirs == mine
+
+
+def test_quick_segments_have_no_batch_norm_and_leave_the_network_as_it_was() -> None:
+    model = trained().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    segments = cut(model, ["layer2"], torch.randn(2, 3, 32, 32), quick=True)
+    targets = [str(node.target) for part in segments.parts for node in part.graph.nodes]  # type: ignore[union-attr]
+    assert not any("batch_norm" in target for target in targets)
+    assert sum("relu_" in target for target in targets) == 7
+    assert sum("add_" in target for target in targets) == 3
+    inputs = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        everything = [torch.arange(5)]
+        once, again = (run(segments, inputs, everything) for _ in range(2))
+    assert torch.equal(once, again)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_batch_norm_after_a_cut_is_not_folded_into_what_comes_before() -> None:
+    model = trained().eval()
+    segments = cut(model, ["layer2.0.conv1"], torch.randn(2, 3, 32, 32), quick=True)
+    targets = [str(node.target) for part in segments.parts for node in part.graph.nodes]  # type: ignore[union-attr]
+    assert sum("batch_norm" in target for target in targets) == 1
 
 
 @pytest.mark.parametrize(("how", "axes"), [("sizes", {0}), ("skip", {0, 1, None})])

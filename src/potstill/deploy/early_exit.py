@@ -41,7 +41,8 @@ class EarlyExit(nn.Module):
     A network that cannot be cut at its exits is computed whole, with a warning: its exits then save nothing.
 
     Args:
-        network: The classifier with its exits; its weights are shared.
+        network: The classifier with its exits, in eval mode from here on; its weights are copied where that
+            makes it quicker, so change none afterwards.
         policy: When a sample leaves.
         example: A small batch of inputs, ``(N, ...)``.
 
@@ -66,7 +67,7 @@ class EarlyExit(nn.Module):
             )
         self.policy = policy
         self.network = network.eval()
-        self.segments = cut(network.model, network.paths, example)
+        self.segments = cut(network.model, network.paths, example, quick=True)
         self.reason = self.segments.reason
         if self.reason:
             warnings.warn(
@@ -74,7 +75,19 @@ class EarlyExit(nn.Module):
                 f"{self.reason}",
                 stacklevel=2,
             )
+        self.heads = self._heads(example)
         self.eval()
+
+    @torch.no_grad()
+    def _heads(self, example: Tensor) -> Sequence[nn.Module]:
+        """The exits, made as quick as the segments."""
+        needed: Sequence[Tensor] = (example,)
+        heads = []
+        for part, head in zip(self.segments.parts, self.network.exits, strict=False):
+            output, *needed = part(*needed)
+            quick = cut(head, (), output, quick=True)
+            heads.append(quick.parts[0] if quick.parts else head)
+        return heads
 
     def train(self, mode: bool = True) -> EarlyExit:
         """Stay in eval mode whatever ``mode`` says."""
@@ -117,7 +130,7 @@ class EarlyExit(nn.Module):
         for number, part in enumerate(self.segments.parts):
             output, *rest = part(*needed)
             count = len(output)
-            kept = yield output if number == last else self.network.exits[number](output)[0]
+            kept = yield output if number == last else self.heads[number](output)[0]
             needed = rest if len(kept) == count else self.segments.keep(number, rest, kept)
 
     def _whole(self, inputs: Tensor) -> Generator[Tensor, Tensor, None]:

@@ -28,7 +28,7 @@ from scipy.stats import beta
 from potstill.deploy.exit_runtime import Judge, Policy
 from potstill.errors import UserError
 
-__all__ = ["Choice", "choose", "least_promise", "temperature", "upper_bound"]
+__all__ = ["Choice", "choose", "least_promise", "leave", "temperature", "upper_bound"]
 
 Array = NDArray[Any]
 CONFIDENCE = 0.9
@@ -212,6 +212,22 @@ def _checked(
     return costs
 
 
+def leave(policy: Policy, logits: Sequence[Array]) -> NDArray[np.int64]:
+    """The exit that each sample takes by ``policy``, where the answers of all exits are known.
+
+    Args:
+        policy: When a sample leaves.
+        logits: Of each exit in order and of the whole network last, ``(N, classes)`` each.
+
+    Returns:
+        ``(N,)``, the number of the exit, from 0.
+
+    >>> leave(Policy("margin", (0.5,)), [np.array([[9.0, 0.0], [0.1, 0.0]])] * 2).tolist()
+    [0, 1]
+    """
+    return _Sample(policy, logits, np.zeros(len(logits[0]))).taken(np.asarray(policy.thresholds))
+
+
 class _Sample:
     """Scores and answers of calibration samples at all exits."""
 
@@ -221,7 +237,7 @@ class _Sample:
         self.scores = np.stack([judge.score(number, each) for number, each in enumerate(early)])  # (K, N)
         self.right = np.stack([each.argmax(axis=1) == labels for each in logits])  # (K + 1, N)
 
-    def taken(self, thresholds: Array) -> Array:
+    def taken(self, thresholds: Array) -> NDArray[np.int64]:
         """The exit that each sample takes, ``(N,)``."""
         leaves = self.scores >= thresholds[:, None]
         return np.where(leaves.any(axis=0), leaves.argmax(axis=0), len(thresholds))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from potstill.models.folding import fold
 from potstill.taps import Tapped
 
 __all__ = ["Segments", "cut"]
@@ -67,16 +68,17 @@ class _Tapping(nn.Module):
 
 
 @torch.no_grad()
-def cut(model: nn.Module, paths: Sequence[str], example: Tensor) -> Segments:
+def cut(model: nn.Module, paths: Sequence[str], example: Tensor, *, quick: bool = False) -> Segments:
     """Cut ``model``, in eval mode, after each of the layers ``paths``.
 
-    The parts share the network's weights. They are run on the example, whole and with samples taken out on
-    the way, and compared with the network.
+    The parts share the network's weights, unless they are made quick. They are run on the example, whole and
+    with samples taken out on the way, and compared with the network.
 
     Args:
         model: Any network with one tensor as input.
         paths: Layers in the order in which they are computed.
         example: A small batch of inputs, ``(N, ...)``.
+        quick: Fold batch norms into copies of the weights, and write in place (see ``folding.fold``).
 
     Returns:
         The segments, or the reason why there are none.
@@ -90,7 +92,10 @@ def cut(model: nn.Module, paths: Sequence[str], example: Tensor) -> Segments:
     modes = {module: module.training for module in model.modules()}
     example = example if len(example) > 1 else torch.cat([example, example])
     try:
-        segments = _split(_traced(model.eval(), paths, example))
+        traced = _traced(model.eval(), paths, example)
+        if quick:
+            fold(traced)
+        segments = _split(traced)
         _verify(model, segments, example)
         return segments
     except _CannotCutError as error:
