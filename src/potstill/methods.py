@@ -47,7 +47,9 @@ class Method:
         """
         options = options_of(getattr(losses, self.name))
         defaults = {
-            name: default for name, (_, default) in options.items() if not isinstance(default, bool | str)
+            name: default
+            for name, (_, default) in options.items()
+            if default is not None and not isinstance(default, bool | str)
         }
         inside = ", ".join(
             f"{name}: {value}" for name, value in {"weight": self.spec.weight, **defaults}.items()
@@ -114,10 +116,11 @@ def _range(limit: Range) -> str:
 def listing() -> str:
     """All methods, two lines each."""
     rows = [describe(name) for name in losses.__all__]
-    lines = [f"{'method':22}{'compares':11}{'weight':>8}  formula"]
+    wide = max(len(row.name) for row in rows) + 2
+    lines = [f"{'method':{wide}}{'compares':11}{'weight':>8}  formula"]
     for row in rows:
-        lines.append(f"{row.name:22}{row.spec.signal:11}{row.spec.weight:>8g}  {row.sections['Formula']}")
-        lines.append(f"{'':43}{row.sections['Reference']}")
+        lines.append(f"{row.name:{wide}}{row.spec.signal:11}{row.spec.weight:>8g}  {row.sections['Formula']}")
+        lines.append(f"{'':{wide + 21}}{row.sections['Reference']}")
     lines.append("potstill methods NAME shows one page with a ready recipe line")
     return "\n".join(lines)
 
@@ -133,7 +136,7 @@ def page(name: str) -> str:
     ]
     lines += [f"  option {option}: {words}" for option, words in row.options.items()]
     lines += [
-        f"  default weight: {row.spec.weight:g}, beside labels at {row.spec.labels:g}",
+        f"  default weight: {row.spec.weight:g}, beside labels at {row.spec.labels:g}{_end(row)}",
         f"  source: {row.sections['Reference']}",
         "  recipe:",
         f"    distill: {{{row.recipe_line}}}",
@@ -151,11 +154,16 @@ def _needs(row: Method) -> str:
         "attention": "attention (N, heads, L, L) of tapped layers",
         "gradients": "gradients of each network's own loss by its input or a tapped layer",
     }[row.spec.signal]
+    needs += ", before their activation function" if row.spec.before_activation else ""
     needs += "; labels" if row.spec.target else ""
     needs += {"each": "", "neighbours": "; two neighbouring layers a time", "all": "; all layers at once"}[
         row.spec.spans
     ]
     return needs + ("; a small adapter makes shapes equal" if row.spec.adapter else "")
+
+
+def _end(row: Method) -> str:
+    return f", until {row.spec.until:g} of the run" if row.spec.until < 1 else ""
 
 
 def markdown() -> str:
@@ -176,7 +184,7 @@ def markdown() -> str:
         )
     for row in rows:
         lines += ["", f"## {row.name}", "", row.summary, "", f"    {row.sections['Formula']}", ""]
-        lines += [f"- compares {_needs(row)}"]
+        lines += [f"- compares {_needs(row)}{_end(row)}"]
         lines += [f"- option `{option}`: {words}" for option, words in row.options.items()]
         if row.spec.reason:
             lines.append(f"- {row.spec.reason}")
