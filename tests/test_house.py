@@ -38,7 +38,7 @@ LAYERS: list[set[str]] = [
     {"sections"},
     {"config"},
     {"experiment", "folder", "sanity"},
-    {"cells", "plan"},
+    {"cells", "networks", "plan"},
     {"outcome"},
     {"story"},
     {"run"},

@@ -25,11 +25,12 @@ __all__ = ["distill"]
 
 def distill(
     student: nn.Module | Callable[[], nn.Module],
-    teacher: nn.Module,
+    teacher: nn.Module | None = None,
     *,
     train: Dataset[Any],
     validation: Dataset[Any] | None = None,
     test: Dataset[Any] | None = None,
+    scheme: str | Mapping[str, Any] = "offline",
     distill: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
     epochs: float | None = None,
@@ -48,10 +49,12 @@ def distill(
     Args:
         student: The student, or a function that makes a fresh one. A module keeps its given weights as
             the start of every seed; a function starts each seed anew, which measures more.
-        teacher: The trained teacher; it is copied and never changed.
+        teacher: The trained teacher; it is copied and never changed. Schemes in which networks teach each
+            other have none.
         train: Map-style data set of ``(image, label)``: PIL, uint8 or float tensors ``(C, H, W)``.
         validation: For choices during training; cut from ``train`` when absent.
         test: Read once at the end; ``validation`` cannot serve for it, so it is cut from ``train`` too.
+        scheme: Who teaches whom, as in a recipe: ``"mutual"`` or ``{"kind": "mutual", "peers": 3}``.
         distill: What is matched, as in a recipe: ``{"kl": {"weight": 0.9, "temperature": 4}}``.
         augment: As in a recipe: ``{"flip": 0.5, "crop": 4}``.
         epochs: Length of each training.
@@ -91,13 +94,16 @@ def distill(
     raw: dict[str, Any] = {
         "data": {"kind": "own", "path": IN_MEMORY},
         "augment": dict(augment or {}),
-        "teacher": {"model": f"{IN_MEMORY} {type(teacher).__name__}"},
+        "scheme": scheme if isinstance(scheme, str) else dict(scheme),
         "student": {"model": f"{IN_MEMORY} {_name(student)}"},
-        "distill": dict(distill) if distill is not None else {"kl": {}},
         "train": {**({} if epochs is None else {"epochs": epochs}), **train_options},
         "seeds": seeds,
         "seed": seed,
     }
+    if teacher is not None:
+        raw["teacher"] = {"model": f"{IN_MEMORY} {type(teacher).__name__}"}
+    if distill is not None:
+        raw["distill"] = dict(distill)
     if isinstance(student, nn.Module):
         raw["notes"] = [
             "Every seed starts from the same given weights of the student: only the data order differs."
@@ -114,14 +120,14 @@ def distill(
 def _experiment(
     recipe: Recipe,
     student: nn.Module | Callable[[], nn.Module],
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     train: Dataset[Any],
     validation: Dataset[Any] | None,
     test: Dataset[Any] | None,
     class_names: Sequence[str] | None,
     preprocessing: Preprocessing | Mapping[str, Preprocessing] | None,
 ) -> Experiment:
-    if not isinstance(teacher, nn.Module):
+    if teacher is not None and not isinstance(teacher, nn.Module):
         raise UserError("teacher", f"expected a torch.nn.Module, got {type(teacher).__name__}")
     parts = {"train": train, "validation": validation, "test": test}
     splits = complete(from_datasets(parts, class_names, recipe.data.size, ""), recipe.data)
@@ -133,19 +139,21 @@ def _experiment(
         views = {"student": preprocessing, "teacher": preprocessing}
     else:
         views = dict(preprocessing)
-    for role in ("student", "teacher"):
+    for role in ("student", "teacher") if teacher is not None else ("student",):
         if role not in views:
             raise UserError(f"preprocessing.{role}", f"missing; got {sorted(views)}")
     return assemble(recipe, splits, teacher=teacher, student=first, fresh=fresh, preprocessing=views)
 
 
 def _preprocessing(
-    recipe: Recipe, student: nn.Module, teacher: nn.Module, channels: int, *, floats: bool
+    recipe: Recipe, student: nn.Module, teacher: nn.Module | None, channels: int, *, floats: bool
 ) -> dict[str, Preprocessing]:
     """Float tensors count as normalised already; integer images get what the networks ask for."""
     if floats:
         same = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
         return {"student": same, "teacher": same}
+    if teacher is None or recipe.teacher is None:
+        return {"student": preprocessing_of(student, recipe.student, channels, None)}
     of_teacher = preprocessing_of(teacher, recipe.teacher, channels, None, where="teacher")
     return {"student": preprocessing_of(student, recipe.student, channels, of_teacher), "teacher": of_teacher}
 

@@ -54,6 +54,8 @@ class Finished:
         seconds: Time spent in training steps.
         samples_per_second: Training samples over that time.
         weights: Those of terms at ``auto``, as they were chosen.
+        networks: Names of all networks, where there are several; the folder holds ``NAME.safetensors``.
+        chosen: Which network is the student.
     """
 
     cell: Cell
@@ -64,6 +66,8 @@ class Finished:
     seconds: float
     samples_per_second: float
     weights: dict[str, float] = field(default_factory=dict)
+    networks: list[str] = field(default_factory=list)
+    chosen: str = "student"
 
     def load(self, model: nn.Module, which: Which) -> nn.Module:
         """``model`` with the weights of the last or the best epoch, in eval mode."""
@@ -109,7 +113,7 @@ def train_cell(
     if trained.interrupted:
         return None
     if distributed.is_main():
-        _write(experiment, trained, place)
+        _write(experiment, cell.arm, trained, place)
     distributed.barrier()
     return _read(cell, place)
 
@@ -130,12 +134,16 @@ def _evaluated(
     return found
 
 
-def _write(experiment: Experiment, trained: Trained, place: Path) -> None:
+def _write(experiment: Experiment, arm: Arm, trained: Trained, place: Path) -> None:
     """Weights first, ``trained.json`` last: with it the cell counts as finished."""
     for which, state in (("last", trained.last_state), ("best", trained.best_state)):
-        model = experiment.fresh()
+        model = experiment.blank(arm)
         model.load_state_dict(_plain(state))
         save_weights(model, place / f"{which}.safetensors", {"epoch": which})
+    several = len(trained.networks) > 1
+    for name, network in experiment.networks().items() if several else ():
+        network.load_state_dict(_plain(trained.networks[name]))
+        save_weights(network, place / f"{name}.safetensors", {"network": name})
     row: dict[str, Any] = {
         "history": trained.history,
         "best_epoch": trained.best_epoch,
@@ -143,6 +151,8 @@ def _write(experiment: Experiment, trained: Trained, place: Path) -> None:
         "seconds": trained.seconds,
         "samples_per_second": trained.samples_per_second,
         "weights": trained.weights,
+        "networks": list(trained.networks) if several else [],
+        "chosen": trained.chosen,
     }
     write_json(place / "trained.json", row)
     for checkpoint in place.glob("step-*.pt"):

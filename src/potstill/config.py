@@ -6,11 +6,10 @@ Every message starts with the dotted key (``train.learning_rate: must be > 0, go
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -23,6 +22,8 @@ from potstill.data import DataConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
+from potstill.schemes.settings import OfflineConfig, SchemeConfig
+from potstill.sections import kind_of_value, read_section
 from potstill.terms import parse_terms
 from potstill.train import TrainConfig
 
@@ -41,12 +42,15 @@ class Recipe:
     """What it is learnt from."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What both networks see of each training sample."""
-    teacher: ModelConfig
-    """The trained model to imitate."""
+    scheme: SchemeConfig = field(default_factory=OfflineConfig)
+    """Who teaches whom: a kind, or ``{kind, options...}``."""
+    teacher: ModelConfig | None = None
+    """The trained model to imitate; schemes in which networks teach each other have none."""
     student: ModelConfig
     """The model to train."""
     distill: dict[str, Any] = field(default_factory=lambda: {"kl": {}})
-    """What is matched: ``{loss: {weight, layers, schedule, options...}}``, and ``labels``."""
+    """What is matched: ``{loss: {weight, layers, schedule, options...}}``, and ``labels``; the scheme's usual
+    where absent."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
     seeds: Annotated[int, COUNT] = 1
@@ -123,7 +127,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(where, f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise UserError(where, f"expected a mapping of keys, got {_kind(raw)}")
+        raise UserError(where, f"expected a mapping of keys, got {kind_of_value(raw)}")
     return raw
 
 
@@ -154,102 +158,22 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: At the dotted key that is unknown, missing, of a wrong type or out of range.
     """
-    recipe: Recipe = _section(Recipe, raw, "")
+    recipe: Recipe = read_section(Recipe, raw, "")
+    if "distill" not in raw:
+        recipe = dataclasses.replace(recipe, distill=copy.deepcopy(dict(recipe.scheme.distill)))
     parse_terms(recipe.distill)
+    _check_teacher(recipe)
     return recipe
 
 
-def _section(cls: type[Any], raw: Any, where: str) -> Any:
-    """One dataclass from a mapping: keys first, then types by pydantic, then ranges."""
-    from pydantic import TypeAdapter, ValidationError
-
-    if not isinstance(raw, Mapping):
-        raise UserError(where, f"expected a mapping of keys, got {_kind(raw)}")
-    prefix = f"{where}." if where else ""
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    for key in raw:
-        if key not in fields:
-            raise UserError(f"{prefix}{key}", f"unknown key{nearest(str(key), fields)}")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    values: dict[str, Any] = {}
-    for name, item in fields.items():
-        if name not in raw:
-            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-                raise UserError(f"{prefix}{name}", "missing; this key has no default")
-            continue
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _section(typing.cast(type[Any], hint), raw[name] or {}, f"{prefix}{name}")
-            continue
-        if isinstance(raw[name], bool) and not _allows(hint, bool):
-            raise UserError(f"{prefix}{name}", f"expected {_words(hint)}, got {raw[name]!r}")
-        try:
-            values[name] = TypeAdapter(hint).validate_python(raw[name])
-        except ValidationError as error:
-            raise UserError(f"{prefix}{name}", _explain(hint, raw[name], error.errors())) from error
-        _check_range(hint, values[name], f"{prefix}{name}")
-    try:
-        return cls(**values)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(where or "recipe", str(error)) from error
-
-
-def _explain(hint: Any, value: Any, errors: Sequence[Any]) -> str:
-    for part in _parts(hint):
-        if typing.get_origin(part) is Literal and isinstance(value, str):
-            names = [str(name) for name in typing.get_args(part)]
-            return f"expected one of {', '.join(names)}, got {value!r}{nearest(value, names)}"
-    inner = [str(step) for step in errors[0]["loc"] if isinstance(step, int)]
-    return f"expected {_words(hint)}, got {value!r}" + (f" (at position {inner[0]})" if inner else "")
-
-
-def _parts(hint: Any) -> Iterator[Any]:
-    """The alternatives of a type, without ``Annotated`` and unions."""
-    if typing.get_origin(hint) is Annotated:
-        yield from _parts(typing.get_args(hint)[0])
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for part in typing.get_args(hint):
-            yield from _parts(part)
-    else:
-        yield hint
-
-
-def _allows(hint: Any, cls: type[Any]) -> bool:
-    return any(part is cls or part is Any for part in _parts(hint))
-
-
-def _words(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return " or ".join(names.get(part, str(part).replace("typing.", "")) for part in _parts(hint))
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
-
-
-def _check_range(hint: Any, value: Any, where: str) -> None:
-    for limit in _ranges(hint):
-        if value is None or isinstance(value, str):
-            continue
-        checks: list[tuple[float | None, str, Callable[[float, float], bool]]] = [
-            (limit.above, ">", lambda x, y: x > y),
-            (limit.least, ">=", lambda x, y: x >= y),
-            (limit.most, "<=", lambda x, y: x <= y),
-        ]
-        for bound, sign, holds in checks:
-            if bound is not None and not holds(value, bound):
-                raise UserError(where, f"must be {sign} {bound:g}, got {value!r}")
-
-
-def _ranges(hint: Any) -> Iterator[Range]:
-    if typing.get_origin(hint) is Annotated:
-        yield from (item for item in typing.get_args(hint)[1:] if isinstance(item, Range))
-        yield from _ranges(typing.get_args(hint)[0])
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for part in typing.get_args(hint):
-            yield from _ranges(part)
+def _check_teacher(recipe: Recipe) -> None:
+    use, kind = recipe.scheme.teacher, recipe.scheme.kind
+    if use == "needed" and recipe.teacher is None:
+        raise UserError(
+            "teacher", f"missing; scheme: {kind} needs one (others, such as mutual and born_again, do not)"
+        )
+    if use == "refused" and recipe.teacher is not None:
+        raise UserError("teacher", f"has no meaning with scheme: {kind}, which teaches itself; leave it out")
 
 
 def dump(recipe: Recipe) -> str:

@@ -123,6 +123,7 @@ def _train_teacher(recipe: Recipe, data: Path, weights: Path, *, epochs: int) ->
     """
     splits = load_data(replace(recipe.data, limit=None), search=[data])
     torch.manual_seed(recipe.seed)
+    assert recipe.teacher is not None, "the demo has a teacher"
     model = build(recipe.teacher, num_classes=len(splits.train.class_names), search=[], where="teacher")
     view = preprocessing_of(model, recipe.teacher, splits.train.channels, None, where="teacher")
     task = Classification(class_names=splits.train.class_names, preprocessing={"student": view})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +20,15 @@ from potstill.config import Recipe
 from potstill.data import ImageSet, Splits, load_data
 from potstill.data.loader import Loader
 from potstill.errors import UserError
-from potstill.models.load import build
+from potstill.models.load import ModelConfig, build
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.models.weights import load_weights
 from potstill.objective import Objective
 from potstill.schemes import Offline
+from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, Ingredients, others_of
 from potstill.specs import find
 from potstill.tasks import Classification
-from potstill.teachers import Frozen
+from potstill.train.course import Course
 from potstill.train.precision import Precision, choose
 
 __all__ = ["ARMS", "Arm", "Experiment", "load_experiment", "rehearse", "search_path"]
@@ -34,6 +36,8 @@ __all__ = ["ARMS", "Arm", "Experiment", "load_experiment", "rehearse", "search_p
 Arm = Literal["control", "student"]
 ARMS: tuple[Arm, ...] = ("control", "student")
 EVALUATION_BATCH = 256
+OTHER_SEEDS = 1_000_003
+"""From one network of a scheme to the next: apart from the seeds of a recipe's runs."""
 
 
 def search_path(data: Path | None) -> tuple[Path, ...]:
@@ -57,8 +61,9 @@ class Experiment:
         recipe: The resolved recipe.
         splits: Training, validation and test part.
         task: What is learnt, without augmentation.
-        teacher: The frozen teacher on the device.
+        teacher: The frozen teacher on the device, where the scheme has one.
         fresh: Makes the student of a seed, on the CPU, right after ``torch.manual_seed(seed)``.
+        others: The same for other architectures that the scheme names.
         device: Where networks and batches live.
         precision: What the forward passes compute in.
         search: Where relative paths were looked up.
@@ -68,27 +73,52 @@ class Experiment:
     recipe: Recipe
     splits: Splits
     task: Classification
-    teacher: nn.Module
+    teacher: nn.Module | None
     fresh: Callable[[], nn.Module]
     device: torch.device
     precision: Precision
+    others: tuple[Callable[[], nn.Module], ...] = ()
     search: tuple[Path, ...] = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def student(self, seed: int) -> nn.Module:
         """A student with the initial weights of ``seed``, the same for every arm."""
+        return self._network(self.fresh, seed)
+
+    def _network(self, fresh: Callable[[], nn.Module], seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        model = self.fresh().to(self.device)
+        model = fresh().to(self.device)
         return model.to(memory_format=torch.channels_last) if self.precision.channels_last else model
 
-    def scheme(self, arm: Arm, seed: int) -> Offline:
-        """The scheme of one arm and seed; the control has the same student and no teacher."""
-        student = self.student(seed)
+    def scheme(self, arm: Arm, seed: int) -> AnyScheme:
+        """The scheme of one arm and seed; the control is the student with no teacher."""
         objective = Objective(self.recipe.distill, self.task.supervised)
         if arm == "control":
-            return Offline(student, None, objective.without_terms())
-        samples = len(self.splits.train)
-        return Offline(student, self.teacher, objective, example=self.example(), samples=samples)
+            return Offline(self.student(seed), None, objective.without_terms())
+        ingredients = Ingredients(
+            fresh=lambda place, number: self._network(self._maker(place), seed + OTHER_SEEDS * number),
+            teacher=self.teacher,
+            objective=objective,
+            example=self.example(),
+            samples=len(self.splits.train),
+            classes=self.task.num_classes,
+        )
+        return self.recipe.scheme.build(ingredients)
+
+    def _maker(self, place: int | None) -> Callable[[], nn.Module]:
+        return self.fresh if place is None else self.others[place]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Blank networks for all that the student's scheme trains, by name."""
+        names = self.recipe.scheme.networks_by_name()
+        return {name: self._maker(place)() for name, place in names.items()}
+
+    def blank(self, arm: Arm) -> nn.Module:
+        """A network on the CPU that the weights of ``arm`` fit."""
+        config, network = self.recipe.scheme, self.fresh()
+        if arm == "student" and isinstance(config, DeepSupervisionConfig):
+            return config.with_exits(network, self.example().to("cpu"))
+        return network
 
     def example(self) -> Batch:
         """Two plain training samples, for shapes."""
@@ -126,7 +156,7 @@ class Experiment:
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one image as each network sees it, after its own resize."""
         example = self.example()
-        return {role: tuple(example.input(role).shape[1:]) for role in ("teacher", "student")}
+        return {role: tuple(images.shape[1:]) for role, images in example.inputs.items()}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -144,40 +174,65 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     splits = load_data(recipe.data, search=search)
     num_classes = len(splits.train.class_names)
 
-    def made(role: Literal["teacher", "student"]) -> nn.Module:
-        config = recipe.teacher if role == "teacher" else recipe.student
-        model = build(config, num_classes=num_classes, search=search, where=role)
+    def made(config: ModelConfig, where: str) -> nn.Module:
+        model = build(config, num_classes=num_classes, search=search, where=where)
         if config.weights is not None:
-            load_weights(model, find(config.weights, search, f"{role}.weights"), f"{role}.weights")
+            load_weights(model, find(config.weights, search, f"{where}.weights"), f"{where}.weights")
         return model
 
-    if recipe.teacher.weights is None and not recipe.teacher.pretrained and not recipe.teacher.arguments:
-        raise UserError("teacher.weights", "missing; a teacher with random weights has nothing to teach")
+    _check_weights(recipe)
     channels = splits.train.channels
-    teacher = made("teacher")
+    teacher = None if recipe.teacher is None else made(recipe.teacher, "teacher")
     torch.manual_seed(recipe.seed)
-    student = made("student")
-    teacher_view = preprocessing_of(teacher, recipe.teacher, channels, None, where="teacher")
-    student_view = preprocessing_of(student, recipe.student, channels, teacher_view)
+    student = made(recipe.student, "student")
+    views: dict[str, Preprocessing] = {}
+    if teacher is not None and recipe.teacher is not None:
+        views["teacher"] = preprocessing_of(teacher, recipe.teacher, channels, None, where="teacher")
+    views["student"] = preprocessing_of(student, recipe.student, channels, views.get("teacher"))
     return assemble(
         recipe,
         splits,
         teacher=teacher,
         student=student,
-        fresh=lambda: made("student"),
-        preprocessing={"student": student_view, "teacher": teacher_view},
+        fresh=lambda: made(recipe.student, "student"),
+        preprocessing=views,
+        others=tuple(
+            functools.partial(made, config, f"scheme.networks.{place}")
+            for place, config in enumerate(others_of(recipe.scheme))
+        ),
         search=tuple(search),
     )
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Networks that do not learn must have learnt before."""
+
+    def untrained(config: ModelConfig) -> bool:
+        return config.weights is None and not config.pretrained and not config.arguments
+
+    if recipe.teacher is not None and untrained(recipe.teacher):
+        raise UserError("teacher.weights", "missing; a teacher with random weights has nothing to teach")
+    scheme = recipe.scheme
+    if isinstance(scheme, DeepSupervisionConfig) and not scheme.train_backbone and untrained(recipe.student):
+        raise UserError(
+            "student.weights", "missing; with scheme.train_backbone: false only exits are trained"
+        )
+    for place, config in enumerate(others_of(scheme)):
+        for key in ("mean", "std", "size"):
+            if getattr(config, key) is not None:
+                where = f"scheme.networks.{place}.{key}"
+                raise UserError(where, "has no meaning; all networks see the student's images")
 
 
 def assemble(
     recipe: Recipe,
     splits: Splits,
     *,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     student: nn.Module,
     fresh: Callable[[], nn.Module],
     preprocessing: Mapping[str, Preprocessing],
+    others: tuple[Callable[[], nn.Module], ...] = (),
     search: tuple[Path, ...] = (),
 ) -> Experiment:
     """An experiment from loaded parts; the command line and ``potstill.distill`` meet here."""
@@ -190,9 +245,10 @@ def assemble(
         device=device,
         channels_last=precision.channels_last,
     )
-    teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-    if precision.channels_last:
-        teacher = teacher.to(memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+        if precision.channels_last:
+            teacher = teacher.to(memory_format=torch.channels_last)
     resolved = replace(recipe, train=replace(recipe.train, precision=precision.name))
     experiment = Experiment(
         recipe=resolved,
@@ -202,6 +258,7 @@ def assemble(
         fresh=fresh,
         device=device,
         precision=precision,
+        others=others,
         search=search,
         notes=tuple(splits.notes),
     )
@@ -232,28 +289,31 @@ def _check_batch_size(experiment: Experiment) -> None:
 def rehearse(experiment: Experiment) -> None:
     """One small training batch through the whole scheme: what cannot work stops before the run starts."""
     seed = experiment.recipe.seed
-    _, prepare = experiment.training(seed)
+    loader, prepare = experiment.training(seed)
     images, labels, index = experiment.splits.train.__getitems__(
         list(range(min(4, len(experiment.splits.train))))
     )
-    with experiment.precision.autocast(experiment.device):  # with gradients: some losses look at them
-        experiment.scheme("student", seed)(prepare(images, labels, index, 0), "train")
+    scheme = experiment.scheme("student", seed)
+    Course(loader, experiment.recipe.train, scheme.stages)
+    for stage in scheme.stages:
+        scheme.enter(stage.name)
+        for phase in stage.phases:
+            with experiment.precision.autocast(experiment.device):  # with gradients: some losses need them
+                scheme(prepare(images, labels, index, 0), phase)
 
 
 def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
-    """Both networks answer ``(N, classes)`` for the data's images."""
+    """All networks answer ``(N, classes)`` for the data's images."""
     batch = experiment.example()
-    teacher = Frozen(experiment.teacher)
     wanted = (len(batch), experiment.task.num_classes)
-    was_training = student.training
-    for role, model in (
-        ("teacher", teacher),
-        ("student", copy.deepcopy(student).to(experiment.device).eval()),
-    ):
+    networks = {} if experiment.teacher is None else {"teacher": experiment.teacher}
+    networks["student"] = copy.deepcopy(student)
+    networks |= {f"scheme.networks.{place}": make() for place, make in enumerate(experiment.others)}
+    for role, model in networks.items():
         images = batch.input(role)
         try:
             with torch.no_grad():
-                output = teacher(batch).output if role == "teacher" else model(images)
+                output = model.to(experiment.device).eval()(images)
         except (RuntimeError, TypeError) as error:
             shape = tuple(images.shape)
             raise UserError(role, f"cannot run on the data's images {shape}: {error}") from error
@@ -264,4 +324,3 @@ def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
                 f"{role}.model",
                 f"expected logits {wanted} for the data's {wanted[1]} classes, got {got}",
             )
-    student.train(was_training)

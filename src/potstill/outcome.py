@@ -16,6 +16,8 @@ from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
 from potstill.folder import RunFolder
 from potstill.models.weights import save_weights
+from potstill.networks import evaluate_networks
+from potstill.schemes.settings import DeepSupervisionConfig
 from potstill.verdict import Verdict, compare, mean_interval
 
 __all__ = [
@@ -57,7 +59,7 @@ class Outcome:
     result: dict[str, Any]
     verdict: Verdict | None
     labels: NDArray[np.int64]
-    teacher: Logits
+    teacher: Logits | None
     arms: Mapping[Arm, ArmOutcome]
     measured: Mapping[str, measure.Measured]
 
@@ -67,11 +69,12 @@ class Shared:
     """What does not depend on how a student was trained.
 
     Attributes:
-        teacher: The teacher's logits on the test part, ``(N, C)``.
-        measured: Size and latency of ``teacher`` and ``student``.
+        teacher: The teacher's logits on the test part, ``(N, C)``, where there is one.
+        measured: Size and latency of ``teacher`` and ``student``, and of ``control`` where it is built
+            otherwise than the student.
     """
 
-    teacher: Logits
+    teacher: Logits | None
     measured: Mapping[str, measure.Measured]
 
 
@@ -104,20 +107,24 @@ def conclude(
     return outcome
 
 
-def predict_teacher(experiment: Experiment) -> Logits:
-    """The teacher's logits on the test part, ``(N, C)``."""
+def predict_teacher(experiment: Experiment) -> Logits | None:
+    """The teacher's logits on the test part, ``(N, C)``, where there is one."""
+    if experiment.teacher is None:
+        return None
     part = experiment.evaluation(experiment.splits.test)
     logits: Logits = experiment.task.predict(experiment.teacher, part, "teacher").numpy()
     return logits
 
 
 def measure_models(experiment: Experiment) -> Mapping[str, measure.Measured]:
-    """Size and latency of teacher and student."""
-    return measure.measure(
-        {"teacher": experiment.teacher, "student": experiment.fresh().to(experiment.device)},
-        experiment.input_shapes(),
-        batches=LATENCY_BATCHES,
-    )
+    """Size and latency of teacher and student, and of a control that is built otherwise."""
+    networks = {} if experiment.teacher is None else {"teacher": experiment.teacher}
+    networks["student"] = experiment.blank("student").to(experiment.device)
+    if isinstance(experiment.recipe.scheme, DeepSupervisionConfig):
+        networks["control"] = experiment.blank("control").to(experiment.device)
+    shapes = experiment.input_shapes()
+    shapes["control"] = shapes["student"]
+    return measure.measure(networks, {name: shapes[name] for name in networks}, batches=LATENCY_BATCHES)
 
 
 def _arms(
@@ -156,7 +163,7 @@ def predict_test(experiment: Experiment, cell: Finished, which: Which) -> Logits
     if test_logits(cell, which).is_file():
         kept: Logits = np.load(test_logits(cell, which))
         return kept
-    model = cell.load(experiment.fresh(), which).to(experiment.device)
+    model = cell.load(experiment.blank(cell.cell.arm), which).to(experiment.device)
     logits: Logits = experiment.task.predict(
         model, experiment.evaluation(experiment.splits.test), "student"
     ).numpy()
@@ -173,22 +180,23 @@ def _correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.float64]:
 def _result(
     experiment: Experiment,
     arms: Mapping[Arm, ArmOutcome],
-    teacher: Logits,
+    teacher: Logits | None,
     labels: NDArray[np.int64],
     verdict: Verdict | None,
     measured: Mapping[str, measure.Measured],
 ) -> dict[str, Any]:
     """The contents of ``result.json``; metrics are fractions."""
-    models: dict[str, Any] = {
-        "teacher": {
+    models: dict[str, Any] = {}
+    if teacher is not None:
+        models["teacher"] = {
             "accuracy": quality.accuracy(teacher, labels),
             "interval": list(mean_interval(_correct(teacher[None], labels))),
             "ece": quality.calibration(quality.softmax(teacher), labels).ece,
             **_sizes(measured["teacher"]),
         }
-    }
     for arm, outcome in arms.items():
-        models[arm] = {**_arm_result(outcome, teacher, labels), **_sizes(measured["student"])}
+        size = measured.get(arm, measured["student"])
+        models[arm] = {**_arm_result(outcome, teacher, labels), **_sizes(size)}
     student_cells = arms["student"].cells
     return {
         "task": experiment.recipe.task,
@@ -204,15 +212,17 @@ def _result(
         "selected": experiment.recipe.train.select,
         "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in student_cells])),
+        **evaluate_networks(experiment, student_cells, labels),
     }
 
 
-def _arm_result(outcome: ArmOutcome, teacher: Logits, labels: NDArray[np.int64]) -> dict[str, Any]:
+def _arm_result(outcome: ArmOutcome, teacher: Logits | None, labels: NDArray[np.int64]) -> dict[str, Any]:
     per_seed = [quality.accuracy(logits, labels) for logits in outcome.selected]
     seeds = outcome.selected
     chosen = {name: [cell.weights[name] for cell in outcome.cells] for name in outcome.cells[0].weights}
     return {
         **({"weights": chosen} if chosen else {}),
+        **({} if teacher is None else _beside_teacher(seeds, teacher)),
         "accuracy": float(np.mean(per_seed)),
         "per_seed": per_seed,
         "interval": list(mean_interval(_correct(seeds, labels))),
@@ -220,10 +230,15 @@ def _arm_result(outcome: ArmOutcome, teacher: Logits, labels: NDArray[np.int64])
         "best": float(np.mean(outcome.best)),
         "best_epochs": [cell.best_epoch for cell in outcome.cells],
         "ece": float(np.mean([quality.calibration(quality.softmax(one), labels).ece for one in seeds])),
-        "agreement": float(np.mean([quality.agreement(one, teacher) for one in seeds])),
-        "kl_to_teacher": float(np.mean([quality.kl_to_teacher(one, teacher) for one in seeds])),
         "seconds": float(np.sum([cell.seconds for cell in outcome.cells])),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in outcome.cells])),
+    }
+
+
+def _beside_teacher(seeds: Logits, teacher: Logits) -> dict[str, float]:
+    return {
+        "agreement": float(np.mean([quality.agreement(one, teacher) for one in seeds])),
+        "kl_to_teacher": float(np.mean([quality.kl_to_teacher(one, teacher) for one in seeds])),
     }
 
 
@@ -245,7 +260,7 @@ def _keep_student(experiment: Experiment, student: ArmOutcome, folder: RunFolder
         return row[experiment.task.metric]
 
     chosen = max(student.cells, key=validation)
-    model = chosen.load(experiment.fresh(), which)
+    model = chosen.load(experiment.blank("student"), which)
     preprocessing = experiment.task.preprocessing["student"]
     metadata = {
         "seed": str(chosen.cell.seed),

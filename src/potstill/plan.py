@@ -9,8 +9,8 @@ from torch import nn
 
 from potstill import distributed, measure
 from potstill.experiment import ARMS, Arm, Experiment
-from potstill.schemes import Offline
-from potstill.train.loop import total_steps
+from potstill.schemes.settings import AnyScheme
+from potstill.train.course import Course, total_steps
 
 __all__ = ["describe_plan"]
 
@@ -20,51 +20,58 @@ TIMED_STEPS = 3
 def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     """Lines of text: models, layer plan, splits, steps, and a measured estimate of the time."""
     recipe, splits = experiment.recipe, experiment.splits
+    if experiment.teacher is not None and recipe.teacher is not None:
+        yield f"teacher: {_model_line(experiment, 'teacher', recipe.teacher.model, experiment.teacher)}"
     student = experiment.student(recipe.seed)
-    for role, model in (("teacher", experiment.teacher), ("student", student)):
-        yield f"{role}: {_model_line(experiment, role, model)}"
+    yield f"student: {_model_line(experiment, 'student', recipe.student.model, student)}"
     yield (
         f"data: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test "
         f"samples, {experiment.task.num_classes} classes, images {experiment.shape}"
     )
     yield from (f"note: {note}" for note in experiment.notes)
     yield f"precision: {experiment.precision.reason}"
-    yield "matched:"
     scheme = experiment.scheme("student", recipe.seed)
+    stages = ", ".join(f"{stage.name} ({stage.share:g})" for stage in scheme.stages)
+    yield f"scheme: {recipe.scheme.kind}; stages in lengths of the training: {stages}"
+    yield "matched:"
     yield from (f"  {line}" for line in scheme.objective.describe())
     loader, _ = experiment.training(recipe.seed)
-    steps = total_steps(loader, recipe.train)
-    arms = ARMS if control else ("student",)
+    steps = {"student": Course(loader, recipe.train, scheme.stages).total}
+    if control:
+        steps = {"control": total_steps(loader, recipe.train)} | steps
+    each = str(steps["student"]) if len(set(steps.values())) == 1 else " and ".join(map(str, steps.values()))
     size = recipe.train.batch_size
-    yield f"training: {recipe.seeds} seed(s) x {len(arms)} arm(s) x {steps} steps of {size}"
-    seconds = {arm: _seconds_a_step(experiment, arm, scheme) for arm in arms}
-    total = recipe.seeds * steps * sum(seconds.values())
+    yield f"training: {recipe.seeds} seed(s) x {len(steps)} arm(s) x {each} steps of {size}"
+    seconds = {arm: _seconds_a_step(experiment, arm, scheme) for arm in ARMS if arm in steps}
+    total = recipe.seeds * sum(steps[arm] * value for arm, value in seconds.items())
     rates = ", ".join(f"{arm} {value * 1e3:.0f} ms a step" for arm, value in seconds.items())
     yield f"estimate: {_duration(total)} of training here ({rates}, measured over {TIMED_STEPS} steps)"
 
 
-def _model_line(experiment: Experiment, role: str, model: nn.Module) -> str:
-    config = experiment.recipe.teacher if role == "teacher" else experiment.recipe.student
+def _model_line(experiment: Experiment, role: str, spec: str, model: nn.Module) -> str:
     images = experiment.example().input(role)[:1]
     return (
-        f"{config.model}, {measure.parameters(model):,} parameters, {measure.macs(model, images):,} MACs, "
+        f"{spec}, {measure.parameters(model):,} parameters, {measure.macs(model, images):,} MACs, "
         f"{measure.size_bytes(model):,} bytes, {experiment.task.preprocessing[role].describe()}"
     )
 
 
-def _seconds_a_step(experiment: Experiment, arm: Arm, student_scheme: Offline) -> float:
-    """Median seconds of forward and backward of one training batch; the weights stay as they are."""
+def _seconds_a_step(experiment: Experiment, arm: Arm, student_scheme: AnyScheme) -> float:
+    """Median seconds of forward and backward of one batch of the last stage; the weights stay as they are."""
     seed = experiment.recipe.seed
     scheme = student_scheme if arm == "student" else experiment.scheme(arm, seed)
     loader, prepare = experiment.training(seed)
     scheme.train()
+    stage = scheme.stages[-1]
+    scheme.enter(stage.name)
     times = []
     for images, labels, index in _first(loader.epoch(0), TIMED_STEPS + 1):
         watch = measure.Stopwatch()
         batch = prepare(images, labels, index, 0)
-        with experiment.precision.autocast(experiment.device):
-            step = scheme(batch, "train")
-        step.loss.backward()
+        for phase in stage.phases:
+            with experiment.precision.autocast(experiment.device):
+                step = scheme(batch, phase)
+            step.loss.backward()
         times.append(watch.seconds)
     distributed.barrier()
     timed = sorted(times[1:] or times)

@@ -27,7 +27,16 @@ from potstill.sanity import check_teacher
 from potstill.story import tell
 from potstill.train.observe import make_observer
 
-__all__ = ["LoadedRun", "Result", "execute", "finished", "load_student", "report_cells", "run"]
+__all__ = [
+    "LoadedRun",
+    "Result",
+    "execute",
+    "finished",
+    "load_student",
+    "report_cells",
+    "run",
+    "teacher_accuracy",
+]
 
 Echo = Callable[[str], None]
 
@@ -124,8 +133,7 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
     recipe = experiment.recipe
     validation = experiment.splits.validation
-    logits = experiment.task.predict(experiment.teacher, experiment.evaluation(validation), "teacher")
-    accuracy = check_teacher(logits.numpy(), validation.labels.numpy(), experiment.task.class_names)
+    accuracy = teacher_accuracy(experiment)
     facts = environment.describe(
         experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
@@ -133,13 +141,31 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     folder.claim(recipe, facts, resume=resume)
     for note in experiment.notes:
         echo(f"note: {note}")
-    echo(f"teacher: {accuracy:.2%} on {len(validation)} validation samples; {experiment.precision.reason}")
+    if accuracy is not None:
+        echo(
+            f"teacher: {accuracy:.2%} on {len(validation)} validation samples; {experiment.precision.reason}"
+        )
+    else:
+        echo(f"scheme: {recipe.scheme.kind}, without a teacher; {experiment.precision.reason}")
     cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
     report_cells(experiment, cells, folder, facts, teacher_validation=accuracy, echo=echo)
-    return finished(folder, experiment.fresh())
+    return finished(folder, experiment.blank("student"))
+
+
+def teacher_accuracy(experiment: Experiment) -> float | None:
+    """The teacher's accuracy on validation, where there is a teacher.
+
+    Raises:
+        UserError: If it is none worth listening to.
+    """
+    if experiment.teacher is None:
+        return None
+    validation = experiment.splits.validation
+    logits = experiment.task.predict(experiment.teacher, experiment.evaluation(validation), "teacher")
+    return check_teacher(logits.numpy(), validation.labels.numpy(), experiment.task.class_names)
 
 
 def report_cells(
@@ -148,7 +174,7 @@ def report_cells(
     folder: RunFolder,
     facts: Mapping[str, Any],
     *,
-    teacher_validation: float,
+    teacher_validation: float | None,
     echo: Echo,
     shared: Shared | None = None,
 ) -> None:
@@ -205,7 +231,9 @@ def _warnings(result: dict[str, Any]) -> list[str]:
     """What a reader must not miss."""
     models = result["models"]
     found = []
-    if "control" in models and models["teacher"]["accuracy"] < models["control"]["accuracy"]:
+    if {"control", "teacher"} <= set(models) and models["teacher"]["accuracy"] < models["control"][
+        "accuracy"
+    ]:
         found.append(
             f"the teacher ({models['teacher']['accuracy']:.2%}) is worse than the control "
             f"({models['control']['accuracy']:.2%}): it has little to teach this student"
@@ -249,7 +277,7 @@ class LoadedRun:
 
     Attributes:
         student: The trained student, in eval mode.
-        teacher: Its teacher, in eval mode.
+        teacher: Its teacher, in eval mode, where it has one.
         preprocessing: How the student wants its images.
         class_names: Names of the classes in the order of the logits.
         shape: Shape of one image of the data, ``(C, H, W)``.
@@ -258,7 +286,7 @@ class LoadedRun:
     """
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: nn.Module | None
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -292,11 +320,12 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
     search = [*search_path(data), *(Path(path) for path in facts.get("search", []))]
     recipe = replace(recipe, train=replace(recipe.train, device="cpu"))
     experiment = load_experiment(recipe, search)
-    student = experiment.fresh()
+    student = experiment.blank("student")
     load_weights(student, folder.student, "student.safetensors")
+    teacher = experiment.teacher
     return LoadedRun(
         student=student.eval(),
-        teacher=experiment.teacher.to(memory_format=torch.contiguous_format),
+        teacher=None if teacher is None else teacher.to(memory_format=torch.contiguous_format),
         preprocessing=experiment.task.preprocessing["student"],
         class_names=experiment.task.class_names,
         shape=experiment.shape,

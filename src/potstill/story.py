@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill.cells import Finished
+from potstill.config import Recipe
 from potstill.experiment import Experiment
 from potstill.objective import Objective
 from potstill.outcome import Outcome
 from potstill.report.content import ClassDifference, History, PairRow, ReportContent, TermRow
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
+from potstill.schemes.settings import BornAgainConfig, DeepSupervisionConfig, MutualConfig, SchemeConfig
 
 __all__ = ["tell"]
 
@@ -21,7 +23,7 @@ def tell(
     outcome: Outcome,
     facts: Mapping[str, Any],
     *,
-    teacher_validation: float,
+    teacher_validation: float | None,
     warnings: Sequence[str],
 ) -> ReportContent:
     """Everything the page needs that ``result.json`` does not hold.
@@ -30,16 +32,18 @@ def tell(
         experiment: The loaded recipe.
         outcome: What was found out.
         facts: The contents of ``environment.json``.
-        teacher_validation: The teacher's accuracy on validation, before training.
+        teacher_validation: The teacher's accuracy on validation, before training, where there is one.
         warnings: What a reader must not miss.
     """
     recipe = experiment.recipe
     objective = experiment.scheme("student", recipe.seed).objective
     temperature = _temperature(objective)
-    answers = {"teacher": outcome.teacher[None]} | {arm: one.selected for arm, one in outcome.arms.items()}
+    answers = {} if outcome.teacher is None else {"teacher": outcome.teacher[None]}
+    answers |= {arm: one.selected for arm, one in outcome.arms.items()}
+    models = {} if recipe.teacher is None else {"teacher": recipe.teacher.model}
     return ReportContent(
-        title=f"{_short(recipe.student.model)} taught by {_short(recipe.teacher.model)}",
-        models={"teacher": recipe.teacher.model, "student": recipe.student.model},
+        title=_title(recipe),
+        models={**models, "student": recipe.student.model},
         setup=tuple(_setup(experiment, facts, teacher_validation, control="control" in outcome.arms)),
         notes=(*warnings, *recipe.notes, *experiment.notes),
         class_names=experiment.task.class_names,
@@ -47,7 +51,7 @@ def tell(
         details={arm: arm_detail(logits, outcome.labels) for arm, logits in answers.items()},
         differences=_differences(experiment, outcome),
         histories=tuple(
-            History(arm=cell.cell.arm, seed=cell.cell.seed, rows=tuple(cell.history))
+            History(arm=cell.cell.arm, seed=cell.cell.seed, rows=_last_length(experiment, cell))
             for arm in outcome.arms.values()
             for cell in arm.cells
         ),
@@ -74,6 +78,22 @@ def tell(
     )
 
 
+def _title(recipe: Recipe) -> str:
+    student = _short(recipe.student.model)
+    if recipe.scheme.kind == "offline" and recipe.teacher is not None:
+        return f"{student} taught by {_short(recipe.teacher.model)}"
+    return f"{student}, {recipe.scheme.kind.replace('_', ' ')}"
+
+
+def _last_length(experiment: Experiment, cell: Finished) -> tuple[dict[str, float], ...]:
+    """The rows of the last generation, its epochs counted anew; all rows where there are no generations."""
+    if cell.cell.arm == "control" or not isinstance(experiment.recipe.scheme, BornAgainConfig):
+        return tuple(cell.history)
+    begin = cell.steps - cell.steps // len(experiment.recipe.scheme.networks_by_name())
+    rows = [row for row in cell.history if row["step"] > begin]
+    return tuple({**row, "epoch": row["epoch"] - rows[0]["epoch"] + 1} for row in rows)
+
+
 def _short(spec: str) -> str:
     """``potstill.models.cifar:resnet56`` as ``resnet56``."""
     name = spec.rpartition(":")[2] or spec
@@ -81,25 +101,28 @@ def _short(spec: str) -> str:
 
 
 def _setup(
-    experiment: Experiment, facts: Mapping[str, Any], teacher_validation: float, *, control: bool
+    experiment: Experiment, facts: Mapping[str, Any], teacher_validation: float | None, *, control: bool
 ) -> Iterator[str]:
     recipe, splits = experiment.recipe, experiment.splits
-    yield (
-        f"The teacher came trained and was never changed; it is right on {teacher_validation:.2%} of the "
-        f"{len(splits.validation):,} validation images. What it saw in its own training is not known to this "
-        "report unless a note says so."
-    )
+    if teacher_validation is not None:
+        yield (
+            f"The teacher came trained and was never changed; it is right on {teacher_validation:.2%} of the "
+            f"{len(splits.validation):,} validation images. What it saw in its own training is not known to "
+            "this report unless a note says so."
+        )
+    yield from _scheme_in_words(recipe.scheme)
     images = f"{len(splits.train):,} labelled images"
     if control:
         yield (
             f"Control and student are the same network with the same initial weights, trained on the same "
             f"{images} in the same order, under the same augmentation, for the same number of steps. The "
-            f"control learns from the labels alone, the student also from the teacher. Each of the "
+            f"control learns from the labels alone, the student also {_lesson(recipe)}. Each of the "
             f"{recipe.seeds} seed(s) draws new initial weights and a new order for both."
         )
     else:
-        yield f"The student is trained on {images} and the teacher's answers to them. No control was trained."
+        yield f"The student is trained on {images}, and {_lesson(recipe)}. No control was trained."
     select = recipe.train.select
+    timed = "teacher and student" if recipe.teacher is not None else "the networks"
     chosen = "The last epoch's weights count" if select == "last" else "The best epoch by validation counts"
     yield (
         f"{chosen}. Validation images serve for such choices only; the {len(splits.test):,} test images were "
@@ -107,8 +130,42 @@ def _setup(
     )
     yield (
         f"Latency is the median of repeated forward passes in float32 on {facts['processor']} with "
-        f"{facts['threads']} thread(s), teacher and student timed in turns. Trained in {facts['precision']}."
+        f"{facts['threads']} thread(s), {timed} timed in turns. Trained in {facts['precision']}."
     )
+
+
+def _scheme_in_words(scheme: SchemeConfig) -> Iterator[str]:
+    """How the networks of a scheme without a plain teacher come about."""
+    count = len(scheme.networks_by_name())
+    if isinstance(scheme, BornAgainConfig):
+        yield (
+            f"{count} generations were trained one after the other, each from fresh weights, as long as the "
+            "control and on the same batches; each but the first was taught by the one before. The last is "
+            f"the student: its whole chain took {count} times the control's steps."
+        )
+    if isinstance(scheme, MutualConfig):
+        alike = list(scheme.networks_by_name().values()).count(None)
+        yield (
+            f"{count} peers learnt together, each from the labels and the answers of the others. The student "
+            f"is the one that did best on validation of the {alike} with its architecture; the first peer "
+            "has the control's initial weights. A choice among several is an advantage over the control."
+        )
+    if isinstance(scheme, DeepSupervisionConfig):
+        yield (
+            "The student has early exits, taught by the labels and its own deepest answer. Its accuracy is "
+            "that of the deepest answer; its parameters, multiply-adds and latency count all exits."
+        )
+
+
+def _lesson(recipe: Recipe) -> str:
+    return {
+        "offline": "from the teacher",
+        "born_again": "from the generation before",
+        "mutual": "from its peers",
+        "deep_supervision": "through its exits",
+        "mean_teacher": "from the average of its own weights",
+        "smoothed_labels": "from smoothed labels",
+    }[recipe.scheme.kind]
 
 
 def _terms(objective: Objective, cells: Sequence[Finished]) -> Iterator[TermRow]:

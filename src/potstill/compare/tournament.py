@@ -27,8 +27,7 @@ from potstill.files import write_atomic, write_json, write_text
 from potstill.folder import RunFolder
 from potstill.outcome import Shared, measure_models, predict_teacher
 from potstill.quality import accuracy
-from potstill.run import report_cells
-from potstill.sanity import check_teacher
+from potstill.run import report_cells, teacher_accuracy
 
 __all__ = ["compare_methods"]
 
@@ -77,6 +76,8 @@ def compare_methods(
     base, count = _base(recipe, overrides, seeds)
     numbers = [base.seed + number for number in range(count)]
     place = Place((out or Path("runs") / f"{Path(recipe).stem}-compared").resolve())
+    if base.teacher is None:
+        raise UserError("teacher", "missing; compare is for recipes in which a trained teacher teaches")
     experiment = load_experiment(base, search_path(data))
     facts = environment.describe(experiment.device, precision=experiment.precision.name, world_size=1)
     facts |= {"jobs": jobs, "threads": 1 if jobs > 1 else facts["threads"]}
@@ -109,9 +110,9 @@ def _teacher_validation(experiment: Experiment, place: Place) -> float:
     """The teacher's accuracy on validation, checked once."""
     if place.teacher.is_file():
         return float(json.loads(place.teacher.read_text(encoding="utf-8"))["validation"])
-    part = experiment.splits.validation
-    logits = experiment.task.predict(experiment.teacher, experiment.evaluation(part), "teacher")
-    return check_teacher(logits.numpy(), part.labels.numpy(), experiment.task.class_names)
+    accuracy = teacher_accuracy(experiment)
+    assert accuracy is not None, "a comparison has a teacher"
+    return accuracy
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class _Contest:
                 "validation": self.validation,
                 "test": accuracy(self._teacher_test(), labels),
             },
-            "title": f"{recipe.student.model} taught by {recipe.teacher.model}",
+            "title": f"{recipe.student.model} taught by {recipe.teacher.model if recipe.teacher else ''}",
             "recipe": RunFolder(self.place.path).recipe.read_text(encoding="utf-8"),
             "environment": dict(self.facts),
             "histories": {
@@ -208,7 +209,7 @@ class _Contest:
         path = self.place.teacher_test
         if not path.is_file():
             with write_atomic(path) as aside:
-                np.save(aside, predict_teacher(self.experiment))
+                np.save(aside, np.asarray(predict_teacher(self.experiment)))
         return np.asarray(np.load(path), dtype=np.float32)
 
     def _report(self, method: str, controls: Sequence[Finished], shared: Shared) -> None:

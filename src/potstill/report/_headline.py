@@ -83,6 +83,10 @@ def _gauge(material: Material) -> str:
 
 def _facts(material: Material) -> str:
     facts = [(percent(material.score("student"), 1), f"{escape(material.metric)} of the student")]
+    if "teacher" not in material.arms:
+        if "control" in material.arms:
+            facts.append((percent(material.score("control"), 1), f"{escape(material.metric)} of the control"))
+        return _listed(facts)
     teacher, student = material.model("teacher"), material.model("student")
     facts.append(
         (
@@ -105,6 +109,10 @@ def _facts(material: Material) -> str:
             if factor >= 1
             else (ratio(1 / factor), "slower on one image")
         )
+    return _listed(facts)
+
+
+def _listed(facts: Sequence[tuple[str, str]]) -> str:
     return '<dl class="facts">' + "".join(f"<div><dt>{b}</dt><dd>{a}</dd></div>" for a, b in facts) + "</dl>"
 
 

@@ -83,7 +83,7 @@ def _result(path: Path) -> Mapping[str, Any]:
     result = _json(path)
     models = result.get("models")
     metric = result.get("metric")
-    for arm in ("teacher", "student"):
+    for arm in dict.fromkeys([*(models if isinstance(models, dict) else ()), "student"]):
         row = models.get(arm) if isinstance(models, dict) else None
         if not isinstance(row, dict) or not isinstance(row.get(metric), int | float):
             raise UserError(str(path), f"expected the result of a run, got none for models.{arm}.{metric}")

@@ -84,18 +84,18 @@ def telling_samples(
     """A few test images that show what the teacher's soft answers hold, picked by a fixed rule.
 
     Of each kind (only the student right, only the control right, all right, all wrong) the ones are taken
-    for which the teacher gives its second class the most probability at the training temperature, at most
-    one a class.
+    for which the teacher (the student, where there is none) gives its second class the most probability at
+    the training temperature, at most one a class.
 
     Args:
-        logits: ``{"teacher": (N, C), "control": (N, C), "student": (N, C)}`` of one seed; the control may be
-            absent.
+        logits: ``{"teacher": (N, C), "control": (N, C), "student": (N, C)}`` of one seed; teacher and
+            control may be absent.
         labels: ``(N,)``.
         class_names: The ``C`` names.
         temperature: The training temperature.
         image: Gives the uint8 pixels ``(C, H, W)`` of a test sample.
     """
-    soft = quality.softmax(logits["teacher"], temperature)
+    soft = quality.softmax(logits.get("teacher", logits["student"]), temperature)
     second = np.partition(soft, -2, axis=-1)[:, -2] if soft.shape[-1] > 1 else np.zeros(len(soft))
     order = np.argsort(-second, kind="stable")
     samples = []
@@ -121,7 +121,16 @@ def telling_samples(
 def _kinds(logits: Mapping[str, Logits], labels: Labels) -> list[tuple[str, NDArray[np.bool_], int]]:
     """Kinds of samples: why they are shown, which they are ``(N,)``, and how many to show."""
     right = {arm: values.argmax(axis=-1) == labels for arm, values in logits.items()}
-    teacher, student = right["teacher"], right["student"]
+    student = right["student"]
+    if "teacher" not in right:
+        control = right.get("control", student)
+        return [
+            ("Student right, control wrong", student & ~control, 3),
+            ("Control right, student wrong", ~student & control, 2),
+            ("Right", student & control, 2),
+            ("Wrong", ~student & ~control, 1),
+        ]
+    teacher = right["teacher"]
     if "control" not in right:
         return [
             ("Teacher and student right", teacher & student, 4),
