@@ -32,7 +32,7 @@ class Exit(nn.Module):
     """A head on one layer: a bottleneck to the shape of the deepest features, then a linear layer.
 
     Maps go through depth-wise separable convolutions, each halving the size until that of the deepest map,
-    the last one at that size; tokens and vectors are pooled and normalised.
+    and two more at that size; tokens and vectors are pooled and normalised.
 
     Args:
         shape: Shape of the layer's tensor, batch first.
@@ -86,7 +86,8 @@ class Exit(nn.Module):
             width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
             blocks.append(_separable(channels, width, stride=2))
             channels, size = width, tuple(-(-side // 2) for side in size)
-        blocks.append(_separable(channels, deepest[1], stride=1))
+        width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
+        blocks += [_separable(channels, width, stride=1), _separable(width, deepest[1], stride=1)]
         self.size = None if size == goal else (goal[0], goal[1])
         return nn.Sequential(*blocks)
 
