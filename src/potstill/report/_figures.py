@@ -13,7 +13,7 @@ from potstill.report._training import loss_parts
 from potstill.report.charts import Band, Point, curves, reliability, trade_off
 from potstill.report.content import ClassDifference, History
 
-__all__ = ["calibration", "classes", "learning", "trade_offs"]
+__all__ = ["calibration", "classes", "history_band", "learning", "trade_offs"]
 
 CLASSES_SHOWN = 24
 
@@ -22,7 +22,9 @@ def learning(material: Material) -> str:
     """Validation metric and loss over the epochs, mean and band over seeds."""
     figures = ""
     for key in (material.metric, "loss"):
-        bands = [band for arm in material.arms if (band := _band(material.content.histories, arm, key))]
+        bands = [
+            band for arm in material.arms if (band := history_band(material.content.histories, arm, key))
+        ]
         if not bands:
             continue
         share = key == material.metric
@@ -49,7 +51,8 @@ def learning(material: Material) -> str:
     return section("learning", "Learning", f'<div class="pair">{figures}</div>{loss_parts(material)}', lead)
 
 
-def _band(histories: Sequence[History], arm: str, key: str) -> Band | None:
+def history_band(histories: Sequence[History], arm: str, key: str) -> Band | None:
+    """A validation figure of one arm over the epochs, with a band over its seeds."""
     by_epoch: dict[float, list[float]] = {}
     for history in histories:
         if history.arm == arm:

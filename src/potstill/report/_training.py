@@ -66,18 +66,34 @@ def _words(material: Material, columns: Sequence[str]) -> str:
             " The gradient's length, by the student's own weights, says how hard a part pulls; it is drawn "
             "on one scale for all parts."
         )
-    rows = [row for row in material.metrics if row.get("arm") == "student"]
-    said = pulls(rows, [term.name for term in material.content.terms])
+    names = [term.name for term in material.content.terms]
+    rows = [_by_name(row, names) for row in material.metrics if row.get("arm") == "student"]
+    said = pulls(rows, names)
     if PULL in columns and not said:
         said = ["No part did nothing and none drowned the rest."]
     return f'<p class="lead">{lead} {escape(" ".join(said))}</p>'
+
+
+def _by_name(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    """The gradients of a row by term."""
+    found = row.get(PULL)
+    if not isinstance(found, dict):
+        return {}
+    return {PULL: {name: value for name in names if (value := _value(found, name)) is not None}}
+
+
+def _value(parts: Mapping[str, object], name: str) -> float | None:
+    """What a part came to; where several networks or exits have it, ``peer1.kl``, the mean of theirs."""
+    found = [value for key, value in parts.items() if key == name or key.endswith(f".{name}")]
+    numbers = [float(value) for value in found if isinstance(value, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _band(material: Material, arm: str, name: str, kind: str = "parts") -> Band | None:
     logged: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for row in material.metrics:
         parts = row.get(kind, row if kind == "parts" else None)
-        value = parts.get(name) if isinstance(parts, dict) else None
+        value = _value(parts, name) if isinstance(parts, dict) else None
         if row.get("arm") == arm and isinstance(value, int | float) and math.isfinite(value):
             logged[int(row.get("seed", 0))].append((float(row.get("step", 0)), float(value)))
     if not logged:

@@ -11,6 +11,7 @@ from potstill.report._details import dark_knowledge, matched, provenance
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
 from potstill.report._material import Material, read
+from potstill.report._networks import networks
 from potstill.report.style import SCRIPT, STYLE
 
 __all__ = ["document", "render"]
@@ -40,6 +41,7 @@ def _page(material: Material) -> str:
     sections = (
         set_up(material),
         arms_table(material),
+        networks(material),
         learning(material),
         trade_offs(material),
         classes(material),

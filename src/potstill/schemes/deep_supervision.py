@@ -150,6 +150,8 @@ class DeepSupervision(nn.Module):
         Returns:
             The parts of the loss by ``exit.part``, and the deepest answer.
         """
+        if not self.train_backbone and self.student.model.training:  # someone called .train() on it
+            self.student.model.eval()
         answer: Signals = self.parts["student"](batch.input("student"))
         lesson = self._lesson(answer)
         parts: dict[str, Share] = {}

@@ -1,0 +1,344 @@
+"""Every scheme as a recipe, from start to finish; interruptions in the middle; what a recipe may not ask."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from potstill import cells
+from potstill.config import dump, from_mapping, load, parse_yaml
+from potstill.errors import UserError
+from potstill.models.exits import WithExits
+from potstill.run import load_student, run
+from potstill.train.observe import Many
+
+TEACHER = 'teacher: {model: "nets.py:big", weights: teacher.safetensors, mean: [0.5], std: [0.25]}\n'
+DEEPER = '''
+
+class Staged(nn.Module):
+    """Two stages, for exits."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(images)).mean(dim=(2, 3)))
+
+
+def wide(num_classes: int = 3) -> nn.Module:
+    return Net(4, num_classes)
+'''
+EXITS = "{kind: deep_supervision, exits: [first]}"
+CHAIN = '{kind: born_again, networks: [{model: "nets.py:wide"}]}'
+MIXED = '{kind: mutual, peers: 3, networks: [{model: "nets.py:wide"}]}'
+
+
+def write(
+    tiny: Any, scheme: str, *, teacher: str = "", distill: str = "", student: str = "small", **train: Any
+) -> Path:
+    """A recipe of the tiny project."""
+    options = {"epochs": 1, "batch_size": 16, "learning_rate": 0.05, "precision": "float32", **train}
+    nets = tiny.root / "nets.py"
+    if "Staged" not in nets.read_text():
+        nets.write_text(nets.read_text() + DEEPER)
+    path: Path = tiny.root / "scheme.yaml"
+    path.write_text(
+        f"task: classification\ndata: {{kind: arrays, path: blobs}}\nscheme: {scheme}\n{teacher}"
+        f'student: {{model: "nets.py:{student}"}}\n{distill}train: {json.dumps(options)}\n'
+    )
+    return path
+
+
+def go(
+    tiny: Any, out: Path, scheme: str, *, resume: bool = False, overrides: Any = (), **options: Any
+) -> Any:
+    path = write(tiny, scheme, **options)
+    return run(path, data=tiny.root, out=out, resume=resume, overrides=overrides, echo=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "networks", "options"),
+    [
+        ("mutual", ["peer1", "peer2"], {}),
+        (MIXED, ["peer1", "peer2", "peer3"], {}),
+        ("{kind: born_again, generations: 2}", ["generation1", "generation2"], {}),
+        ("{kind: born_again, generations: 2, knowledge: permuted}", ["generation1", "generation2"], {}),
+        ("{kind: born_again, generations: 2, knowledge: weighted}", ["generation1", "generation2"], {}),
+        (CHAIN, ["generation1", "generation2"], {"teacher": TEACHER}),
+        (EXITS, ["first", "deepest"], {"student": "Staged"}),
+        (
+            "{kind: deep_supervision, taught_by: ensemble, exits: [first]}",
+            ["first", "deepest"],
+            {"student": "Staged"},
+        ),
+        ("mean_teacher", ["student", "average"], {}),
+        ("{kind: smoothed_labels, correct: 0.9}", [], {}),
+    ],
+)
+def test_every_scheme_runs_from_a_recipe(
+    tiny: Any, tmp_path: Path, scheme: str, networks: list[str], options: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    result = go(tiny, out, scheme, overrides=["seeds=2"], **options)
+    assert result.verdict in ("better", "same", "worse")
+    assert set(result.data["models"]) == {"control", "student"} | (
+        {"teacher"} if options.get("teacher") else set()
+    )
+    assert list(result.data.get("networks", {})) == networks
+    assert all(len(values) == 2 for values in result.data.get("networks", {}).values())
+    assert ("ensemble" in result.data) == ("mutual" in scheme or "born_again" in scheme)
+    kept = {path.stem for path in (out / "checkpoints" / "student-0").glob("*.safetensors")}
+    assert kept == {"last", "best"} | (set() if "deep" in scheme else set(networks))
+    page = (out / "report.html").read_text()
+    assert ("All networks" in page) == bool(networks)
+    assert all(name in page for name in networks)
+    loaded = load_student(out)
+    answer = loaded.student(loaded.preprocessing.normalise(loaded.samples(4)))
+    assert isinstance(loaded.student, WithExits) == ("deep" in scheme)
+    assert (answer.output if isinstance(loaded.student, WithExits) else answer).shape == (4, 3)
+    assert load(out / "recipe.yaml") == from_mapping(parse_yaml(dump(load(out / "recipe.yaml")), "again"))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "term", "student"),
+    [
+        ("mutual", "attention_transfer: {layers: [conv]}", "small"),
+        ("{kind: born_again, generations: 2}", "feature_mse: {weight: 1, layers: [conv]}", "small"),
+        (EXITS, "similarity_preserving: {}", "Staged"),
+        ("mean_teacher", "feature_mse: {weight: 1, layers: [conv]}", "small"),
+    ],
+)
+def test_every_scheme_matches_features_by_a_line(
+    tiny: Any, tmp_path: Path, scheme: str, term: str, student: str
+) -> None:
+    block = f"distill:\n  kl: {{weight: 1, temperature: 1}}\n  {term}\n"
+    go(tiny, tmp_path / "run", scheme, distill=block, student=student)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    name = term.partition(":")[0]
+    assert any(key.endswith(name) for row in rows for key in row.get("parts", {}))
+
+
+def test_the_student_is_the_best_peer_with_its_architecture(tiny: Any, tmp_path: Path) -> None:
+    result = go(tiny, tmp_path / "run", MIXED, epochs=3)
+    row = json.loads((tmp_path / "run" / "checkpoints" / "student-0" / "trained.json").read_text())
+    last = row["history"][-1]
+    assert {"peer1.accuracy", "peer3.accuracy", "agreement", "ensemble"} <= set(last)
+    best = max(("peer1", "peer2"), key=lambda name: last[f"{name}.accuracy"])
+    assert row["chosen"] == best == result.data["chosen"][0]
+    assert last["accuracy"] == last[f"{best}.accuracy"]
+    assert result.data["models"]["student"]["per_seed"] == result.data["networks"][best]
+    kept = load_file(tmp_path / "run" / "student.safetensors")
+    peer = load_file(tmp_path / "run" / "checkpoints" / "student-0" / f"{best}.safetensors")
+    assert all(torch.equal(kept[key], peer[key]) for key in kept)
+
+
+def test_the_first_generation_without_a_teacher_learns_as_the_control(tiny: Any, tmp_path: Path) -> None:
+    """The same batches, views and schedule; one generation alone is the control to the bit."""
+    result = go(tiny, tmp_path / "run", "{kind: born_again, generations: 1}")
+    assert result.gain == 0.0
+    places = [
+        tmp_path / "run" / "checkpoints" / f"{arm}-0" / "last.safetensors" for arm in ("control", "student")
+    ]
+    control, student = (load_file(place) for place in places)
+    assert all(torch.equal(control[key], student[key]) for key in control)
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+class Killing(Many):
+    """Ends the training as a kill would, after a step of one arm."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def advance(self, step: int) -> None:
+        if step == self.step:
+            raise StoppedError
+
+
+def killed(
+    train: Callable[..., Any], step: int, *parts: Any, observer: Any, folder: Path, **given: Any
+) -> Any:
+    """Train, and end after a step of the student's cell."""
+    if folder.name.startswith("student"):
+        observer = Many(observer, Killing(step))
+    return train(*parts, observer=observer, folder=folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "student", "steps", "ema"),
+    [
+        ("{kind: born_again, generations: 3}", "small", (12, 15), 0.5),
+        ("{kind: born_again, generations: 3}", "Staged", (13, 14), None),
+        ("{kind: born_again, generations: 2, knowledge: weighted}", "small", (16,), None),
+        ("mutual", "Staged", (7,), 0.5),
+        ("mean_teacher", "Staged", (7,), None),
+        (EXITS, "Staged", (7,), None),
+    ],
+)
+def test_a_killed_scheme_goes_on_to_the_same_weights(
+    tiny: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    student: str,
+    steps: tuple[int, ...],
+    ema: float | None,
+) -> None:
+    options: dict[str, Any] = {"student": student, "epochs": 2, "ema": ema, "checkpoint_every": 5}
+    go(tiny, tmp_path / "whole", scheme, **options)
+    for step in steps:
+        with monkeypatch.context() as patch:
+            patch.setattr(cells, "train", functools.partial(killed, cells.train, step))
+            with pytest.raises(StoppedError):
+                go(tiny, tmp_path / "cut", scheme, resume=True, **options)
+    go(tiny, tmp_path / "cut", scheme, resume=True, **options)
+    for path in (tmp_path / "whole" / "checkpoints" / "student-0").glob("*.safetensors"):
+        ours, theirs = load_file(path), load_file(tmp_path / "cut" / "checkpoints" / "student-0" / path.name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), path.name
+    rows = [
+        json.loads((tmp_path / name / "checkpoints" / "student-0" / "trained.json").read_text())
+        for name in ("whole", "cut")
+    ]
+    assert rows[0]["history"] == rows[1]["history"]
+
+
+def test_the_last_generation_is_drawn_over_the_control(tiny: Any, tmp_path: Path) -> None:
+    go(tiny, tmp_path / "run", "{kind: born_again, generations: 2}", epochs=2)
+    content = json.loads((tmp_path / "run" / "report.json").read_text())
+    epochs = {one["arm"]: [row["epoch"] for row in one["rows"]] for one in content["histories"]}
+    assert epochs == {"control": [1, 2], "student": [1, 2]}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["learning_rate"] for row in rows if row["arm"] == "student" and "learning_rate" in row]
+    half = len(rates) // 2
+    assert rates[:half] == rates[half:]
+
+
+def test_a_trained_backbone_stays_as_it_is(tiny: Any, tmp_path: Path) -> None:
+    go(tiny, tmp_path / "first", EXITS, student="Staged")
+    state = load_file(tmp_path / "first" / "checkpoints" / "control-0" / "last.safetensors")
+    scheme = "{kind: deep_supervision, exits: [first], train_backbone: false}"
+    weights = f"student.weights={tmp_path / 'first' / 'checkpoints' / 'control-0' / 'last.safetensors'}"
+    go(tiny, tmp_path / "run", scheme, student="Staged", overrides=[weights])
+    kept = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(torch.equal(kept[f"tapped.model.{key}"], tensor) for key, tensor in state.items())
+
+
+def test_a_generation_whose_weights_are_gone_is_named(tiny: Any, tmp_path: Path) -> None:
+    scheme = "{kind: born_again, generations: 2}"
+    go(tiny, tmp_path / "run", scheme)
+    (tmp_path / "run" / "checkpoints" / "student-0" / "generation1.safetensors").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(UserError, match=r"student-0/generation1: no such file: .*generation1.safetensors"):
+        go(tiny, tmp_path / "run", scheme, resume=True)
+
+
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unknown kind": ("mutul", {}, "scheme: expected one of offline, .*'mutul'; did you mean 'mutual'"),
+    "unknown kind in a mapping": (
+        "{kind: mutul}",
+        {},
+        "scheme.kind: expected one of .*did you mean 'mutual'",
+    ),
+    "other kind's option": (
+        "{kind: mutual, decay: 0.9}",
+        {},
+        "scheme.decay: unknown key; it belongs to kind: mean_t",
+    ),
+    "misspelt option": ("{kind: mutual, pers: 3}", {}, "scheme.pers: unknown key; did you mean 'peers'"),
+    "no generation": ("{kind: born_again, generations: 0}", {}, "scheme.generations: must be >= 1, got 0"),
+    "one peer": ("{kind: mutual, peers: 1}", {}, "scheme.peers: must be >= 2, got 1"),
+    "generations and networks": (
+        '{kind: born_again, generations: 5, networks: [{model: "nets.py:wide"}]}',
+        {},
+        "scheme.generations: must be 2, 1 networks and the student, got 5",
+    ),
+    "no peer like the student": (
+        '{kind: mutual, peers: 2, networks: [{model: "nets.py:wide"}, {model: "nets.py:wide"}]}',
+        {},
+        "scheme.networks: must leave a peer",
+    ),
+    "a network without a model": (
+        "{kind: mutual, networks: [{weights: here}]}",
+        {},
+        "scheme.networks.0.model: missing",
+    ),
+    "a teacher for peers": ("mutual", {"teacher": TEACHER}, "teacher: has no meaning with scheme: mutual"),
+    "no teacher": ("offline", {}, "teacher: missing; scheme: offline needs one"),
+    "other classes": (
+        '{kind: mutual, networks: [{model: "nets.py:stubborn"}]}',
+        {},
+        r"scheme.networks.0.model: expected logits \(2, 3\) for the data's 3 classes, got \(2, 7\)",
+    ),
+    "weights of a generation are gone": (
+        '{kind: born_again, networks: [{model: "nets.py:wide", weights: gone.safetensors}]}',
+        {},
+        "scheme.networks.0.weights: .*gone.safetensors",
+    ),
+    "its own mean": (
+        '{kind: mutual, networks: [{model: "nets.py:wide", mean: [0.1]}]}',
+        {},
+        "scheme.networks.0.mean: has no meaning; all networks see the student's images",
+    ),
+    "unknown exit": (
+        "{kind: deep_supervision, exits: [frst]}",
+        {"student": "Staged"},
+        "scheme.exits: no layer 'frst'",
+    ),
+    "exit at the end": (
+        "{kind: deep_supervision, exits: [second]}",
+        {"student": "Staged"},
+        "scheme.exits: layer 'second' is at or after the last features",
+    ),
+    "untrained backbone": (
+        "{kind: deep_supervision, exits: [first], train_backbone: false}",
+        {"student": "Staged"},
+        "student.weights: missing; with scheme.train_backbone: false",
+    ),
+    "patience over stages": (
+        "{kind: born_again, generations: 2}",
+        {"patience": 2},
+        r"train.patience: has no meaning for a training in several stages \(generation1, generation2\)",
+    ),
+    "measured weights": (
+        "mutual",
+        {"distill": "distill: {kl: {weight: auto}}\n"},
+        "distill.kl.weight: auto has no meaning with scheme: mutual",
+    ),
+    "terms beside weighted": (
+        "{kind: born_again, knowledge: weighted}",
+        {"distill": "distill: {kl: {}}\n"},
+        "distill.kl: has no meaning with scheme.knowledge: weighted",
+    ),
+    "layers of smoothed labels": (
+        "smoothed_labels",
+        {"distill": "distill: {feature_mse: {weight: 1}}\n"},
+        "distill.feature_mse: smoothed labels have no layers to compare",
+    ),
+    "too sure of nothing": (
+        "{kind: smoothed_labels, correct: 0.2}",
+        {},
+        "scheme.correct: must lie between chance",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_schemes_are_refused_before_anything_is_written(tiny: Any, tmp_path: Path, name: str) -> None:
+    scheme, options, message = BAD[name]
+    with pytest.raises(UserError, match=message):
+        go(tiny, tmp_path / "run", scheme, **options)
+    assert not (tmp_path / "run").exists()
