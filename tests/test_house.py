@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"comparison"},
     {"objective"},
     {"augment", "models", "data", "teachers"},
+    {"answers"},
     {"tasks", "schemes"},
     {"train"},
     {"deploy", "report", "methods"},

@@ -32,9 +32,11 @@ class Adapter(nn.Module):
     Args:
         student: Shape of the student's tensor, batch first.
         teacher: Shape of the teacher's tensor, batch first.
+        normalised: Project even between equal shapes, and normalise over the batch what comes out (tokens:
+            over their channels).
     """
 
-    def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+    def __init__(self, student: Sequence[int], teacher: Sequence[int], *, normalised: bool = False) -> None:
         super().__init__()
         self.student_kind, self.teacher_kind = kind_of(student), kind_of(teacher)
         self.pool_away = self.student_kind == "maps" and self.teacher_kind == "vector"
@@ -43,11 +45,15 @@ class Adapter(nn.Module):
         self.sizes = (self._size(student), self._size(teacher))
         self.shrinks = self.pool_away or all(a >= b for a, b in zip(*self.sizes, strict=True))
         self.project: nn.Module | None = None
-        if self.channels[0] != self.channels[1]:
+        self.norm: nn.Module | None = None
+        if normalised or self.channels[0] != self.channels[1]:
             both_maps = self.teacher_kind == "maps"
             self.project = (
                 nn.Conv2d(*self.channels, 1, bias=False) if both_maps else nn.Linear(*self.channels)
             )
+        if normalised:
+            kinds = {"maps": nn.BatchNorm2d, "tokens": nn.LayerNorm, "vector": nn.BatchNorm1d}
+            self.norm = kinds[self.teacher_kind](self.channels[1])
 
     @staticmethod
     def _size(shape: Sequence[int]) -> tuple[int, ...]:
@@ -69,6 +75,8 @@ class Adapter(nn.Module):
             features = self._resize(features)
         if self.project is not None:
             features = self.project(features)
+        if self.norm is not None:
+            features = self.norm(features)
         return features if self.pool_away or self.shrinks else self._resize(features)
 
     def _resize(self, features: Tensor) -> Tensor:
@@ -92,6 +100,8 @@ class Adapter(nn.Module):
         if self.project is not None:
             name = "1x1 conv" if isinstance(self.project, nn.Conv2d) else "linear"
             steps.append(f"{name} {self.channels[0]}->{self.channels[1]}")
+        if self.norm is not None:
+            steps.append("normalised")
         ours, theirs = ("x".join(map(str, size)) for size in self.sizes)
         if self.pool_away:
             steps.append(f"pool {ours} away")
@@ -101,12 +111,15 @@ class Adapter(nn.Module):
         return ", ".join(steps)
 
 
-def build(student_shape: Sequence[int], teacher_shape: Sequence[int], *, where: str = "") -> Adapter | None:
+def build(
+    student_shape: Sequence[int], teacher_shape: Sequence[int], *, normalised: bool = False, where: str = ""
+) -> Adapter | None:
     """The adapter from a student's shape to a teacher's, ``None`` where they are equal.
 
     Args:
         student_shape: Shape of the student's tensor; the first dimension is the batch.
         teacher_shape: Shape of the teacher's tensor.
+        normalised: Always an adapter, with a norm at its end.
         where: Dotted key for the message.
 
     Raises:
@@ -117,7 +130,7 @@ def build(student_shape: Sequence[int], teacher_shape: Sequence[int], *, where: 
     >>> build((8, 64), (8, 256)).describe()
     'linear 64->256'
     """
-    if tuple(student_shape[1:]) == tuple(teacher_shape[1:]):
+    if tuple(student_shape[1:]) == tuple(teacher_shape[1:]) and not normalised:
         return None
     kinds = (kind_of(student_shape), kind_of(teacher_shape))
     if "other" in kinds or (kinds[0] != kinds[1] and kinds != ("maps", "vector")):
@@ -126,4 +139,4 @@ def build(student_shape: Sequence[int], teacher_shape: Sequence[int], *, where: 
             f"cannot compare the student's {kinds[0]} {tuple(student_shape)} with the teacher's {kinds[1]} "
             f"{tuple(teacher_shape)}; choose layers of the same kind",
         )
-    return Adapter(student_shape, teacher_shape)
+    return Adapter(student_shape, teacher_shape, normalised=normalised)

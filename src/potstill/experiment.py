@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill import distributed
+from potstill.answers import Answers, Remembered
 from potstill.augment import Augment
 from potstill.batch import Batch
 from potstill.config import Recipe
@@ -68,6 +69,7 @@ class Experiment:
         precision: What the forward passes compute in.
         search: Where relative paths were looked up.
         notes: What the loading wants the reader to know.
+        answers: Where the teacher's answers are kept, for trainings that see the same batches.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Experiment:
     others: tuple[Callable[[], nn.Module], ...] = ()
     search: tuple[Path, ...] = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
+    answers: Answers | None = None
 
     def student(self, seed: int) -> nn.Module:
         """A student with the initial weights of ``seed``, the same for every arm."""
@@ -97,13 +100,19 @@ class Experiment:
             return Offline(self.student(seed), None, objective.without_terms())
         ingredients = Ingredients(
             fresh=lambda place, number: self._network(self._maker(place), seed + OTHER_SEEDS * number),
-            teacher=self.teacher,
+            teacher=self._teaching(seed),
             objective=objective,
             example=self.example(),
             samples=len(self.splits.train),
             classes=self.task.num_classes,
         )
         return self.recipe.scheme.build(ingredients)
+
+    def _teaching(self, seed: int) -> nn.Module | None:
+        if self.answers is None or self.teacher is None:
+            return self.teacher
+        self.answers.begin(seed)
+        return Remembered(self.teacher, self.answers)
 
     def _maker(self, place: int | None) -> Callable[[], nn.Module]:
         return self.fresh if place is None else self.others[place]

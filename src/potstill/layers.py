@@ -86,7 +86,9 @@ def plan_layers(
             if term.spec.before_activation:
                 _check_signed(term, "student", pair.student, student)
                 _check_signed(term, "teacher", pair.teacher, teacher)
-            adapter = adapters.build(*shapes, where=where) if term.spec.adapter else None
+            adapter = None
+            if term.spec.adapter:
+                adapter = adapters.build(*shapes, normalised=term.spec.normalised, where=where)
             name = f"{term.name.replace('.', '_')}:{place}"
             if adapter is not None:
                 made[name] = adapter

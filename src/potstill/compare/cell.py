@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from potstill import quality
+from potstill.answers import Answers
 from potstill.cells import Finished, Which, train_cell
 from potstill.compare.place import Job, Place
 from potstill.config import Recipe
@@ -21,6 +22,7 @@ from potstill.train.observe import Many, make_observer
 
 __all__ = ["experiment_of", "read_cell", "reason", "run_cell"]
 
+_ANSWERS = Answers(most_bytes=4 << 30)
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
@@ -45,7 +47,8 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
     Raises:
         UserError: If the loss is not finite, a layer is unknown, or the disk is full.
     """
-    experiment = experiment_of(base, place.recipe(job.method))
+    # Cells of a seed see the same batches, so their teacher answers once for all of them in this process.
+    experiment = replace(experiment_of(base, place.recipe(job.method)), answers=_ANSWERS)
     folder = place.cell(job)
     folder.mkdir(parents=True, exist_ok=True)
     observer = make_observer(

@@ -52,6 +52,7 @@ class LossSpec:
         at: Which layers ``layers: auto`` takes: the end of all ``stages``, the ``middle`` or the ``last``.
         learns: For what has parameters or memory: the module that calls this function.
         adapter: The student's tensor goes through an adapter when its shape differs.
+        normalised: It always does, and a batch norm ends it: the authors' connector.
         combine: How the values of several layers become one: ``sum`` or ``mean``.
         zero_at_equality: 0 where the student equals the teacher.
         non_negative: Never below 0.
@@ -68,6 +69,7 @@ class LossSpec:
     before_activation: bool = False
     until: float = 1.0
     adapter: bool = False
+    normalised: bool = False
     learns: type | None = None
     combine: Literal["sum", "mean"] = "mean"
     zero_at_equality: bool = True

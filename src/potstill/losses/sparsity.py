@@ -33,6 +33,7 @@ def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple
     "features",
     weight=3 / 1000,
     adapter=True,
+    normalised=True,
     before_activation=True,
     until=0.2,
     combine="sum",
