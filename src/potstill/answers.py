@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Signals
@@ -28,6 +27,7 @@ class Answers:
     Args:
         most_bytes: Nothing more is kept beyond this size; what is there stays.
 
+    >>> import torch
     >>> answers = Answers(most_bytes=100)
     >>> answers.keep((0, (1, 2)), {"": torch.zeros(2, 3)})
     >>> sorted(answers.of((0, (1, 2)))), answers.size
@@ -67,6 +67,7 @@ class Remembered(nn.Module):
         answers: Where answers are kept.
         paths: Layers to tap.
 
+    >>> import torch
     >>> teacher = Remembered(nn.Linear(3, 2), Answers(most_bytes=1000))
     >>> batch = Batch({"student": torch.ones(4, 3)}, None, None, torch.arange(4))
     >>> torch.equal(teacher(batch).output, teacher(batch).output), teacher.computed
