@@ -2,10 +2,10 @@
 
     python benchmarks/schemes.py [--rounds 15] [--threads 2] [--network resnet20]
 
-Mutual learning: a step of k peers over the sum of the peers' own steps (goal 1.15; k^2 forward passes, as in
-public code, would be more). Early exits of ResNet-56: a joint training step over the plain step of the network
-alone (goal 1.35). Forward, backward and optimiser at batch 128 of 32x32 images; CPU time of the process, which
-does not count what other programs take, at the given number of threads.
+Mutual learning: a step of k peers over the sum of the peers' own steps (goal 1.15; public code makes k^2
+forward passes). Early exits of ResNet-56: a joint training step over the plain step of the network alone
+(goal 1.35). Forward, backward and optimiser at batch 128 of 32x32 images; CPU time of the process, which does
+not count what other programs take, at the given number of threads.
 """
 
 from __future__ import annotations
