@@ -21,7 +21,7 @@ from potstill.demo import demo
 from potstill.errors import UserError
 from potstill.models import digits
 from potstill.run import Result, load_student
-from potstill.train import loop
+from potstill.train import stepping
 
 DIGITS = Path(str(resources.files("potstill") / "data" / "digits.npz"))
 SHORT = ("train.epochs=3", "seeds=2")
@@ -126,13 +126,13 @@ class Interrupts:
 
     def __init__(self, at: int) -> None:
         self.left = at
-        self.advance = loop.Training.advance
+        self.take = stepping.Stepper.take
 
-    def __call__(self, training: loop.Training, *args: Any, **options: Any) -> bool:
+    def __call__(self, stepper: stepping.Stepper, *args: Any) -> Any:
         self.left -= 1
         if self.left == 0:
             signal.raise_signal(signal.SIGINT)
-        return self.advance(training, *args, **options)
+        return self.take(stepper, *args)
 
 
 @pytest.mark.parametrize("step", [20, 56 + 9], ids=["teacher", "student"])
@@ -142,7 +142,7 @@ def test_an_interrupted_demo_goes_on_and_ends_the_same(
     out = tmp_path / "cut"
     interrupts = Interrupts(step)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "advance", lambda self, *args, **more: interrupts(self, *args, **more))
+        patch.setattr(stepping.Stepper, "take", lambda self, *args: interrupts(self, *args))
         cut = small(out)
     assert cut.interrupted
     assert not (out / "run" / "result.json").exists()

@@ -7,22 +7,17 @@ stop, a checkpoint that is due, a loss that is not finite) travels with sums tha
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from potstill import distributed
-from potstill.batch import Batch
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
-from potstill.train.balance import Balance, Gradients
 from potstill.train.contract import Scheme, State, Trained
 from potstill.train.course import Course, Prepare, total_steps
-from potstill.train.figures import Figures, Tally
 from potstill.train.interrupt import Interrupt, watch_interrupts
 from potstill.train.learners import Learners
 from potstill.train.observe import Observer
@@ -30,6 +25,7 @@ from potstill.train.optimise import learning_rate
 from potstill.train.precision import Precision
 from potstill.train.settings import TrainConfig
 from potstill.train.state import Checkpoints, random_state, restore_random_state, seed_everything
+from potstill.train.stepping import Stepper
 from potstill.train.validation import Evaluate, Validation
 from potstill.train.wishes import Wishes, agreed
 
@@ -100,7 +96,7 @@ def train(
 
 
 class Training:
-    """The state of one training and its single steps; :func:`train` says what the arguments are."""
+    """The state of one training; :func:`train` says what the arguments are."""
 
     def __init__(
         self,
@@ -117,7 +113,7 @@ class Training:
         metric: str,
     ) -> None:
         self.scheme, self.prepare, self.config = scheme, prepare, config
-        self.precision, self.device, self.observer = precision, device, observer
+        self.observer = observer
         self.validation = Validation(evaluate, metric, config.patience)
         self.checkpoints = Checkpoints(folder)
         self.course = Course(loader, config, scheme.stages)
@@ -125,9 +121,16 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self.interrupted = False
-        last = self.course.place(self.course.total - 1)
-        self.balance = Balance(scheme, config.gradient_norms, last.steps)
-        self.figures = Figures()
+        self.stepper = Stepper(
+            scheme,
+            self.learners,
+            self.course,
+            config,
+            precision=precision,
+            device=device,
+            observer=observer,
+            last_good=self._last_good,
+        )
         self._since_saved = Stopwatch()
 
     # The course -----------------------------------------------------------------------------------
@@ -142,7 +145,8 @@ class Training:
                 self._begin_stage()
             batch = next(batches)
             late = self._since_saved.seconds > CHECKPOINT_SECONDS
-            wishes = self.advance(batch, Wishes(stop=interrupt.asked, save=late))
+            wishes = self.stepper.take(self.step, batch, Wishes(stop=interrupt.asked, save=late))
+            self.step += 1
             self.seconds += watch.seconds
             self.observer.advance(self.step)
             if self.course.is_logged(self.step):
@@ -164,64 +168,6 @@ class Training:
         self.learners.begin()
         self.validation.begin()
 
-    def advance(self, batches: list[Batch], wishes: Wishes) -> Wishes:
-        """One optimiser step of each phase; gives what all processes together wish."""
-        place = self.course.place(self.step)
-        stage, self.scheme.progress = place.stage, place.progress
-        self.learners.set_learning_rate(learning_rate(self.config, place.step, place.steps))
-        together = wishes
-        for phase in stage.phases:
-            counts, together = agreed(self._counts(batches, phase), wishes)
-            names = self.scheme.trainable(stage.name, phase)
-            tally, gradients = Tally(), self.balance.measuring(place.step, counts)
-            for number, batch in enumerate(batches):
-                with self.learners.synchronised(names, last=number == len(batches) - 1):
-                    self._backward(batch, phase, counts, tally, gradients)
-            self._take(tally, counts, gradients)
-            self.learners.update(names)
-        self.scheme.stepped(place.step + 1)
-        self.learners.update_averages()
-        self.step += 1
-        return together
-
-    def _counts(self, batches: list[Batch], phase: str) -> dict[str, float]:
-        """What each part is divided by, over all batches of the step of this process."""
-        counts: dict[str, float] = {}
-        for batch in batches:
-            for name, count in self.scheme.counts(batch, phase).items():
-                counts[name] = counts.get(name, 0.0) + count
-        return counts
-
-    def _backward(
-        self, batch: Batch, phase: str, counts: Mapping[str, float], tally: Tally, gradients: Gradients | None
-    ) -> None:
-        """Gradients of one batch, counted in ``tally`` and, where they are measured, in ``gradients``."""
-        with self.precision.autocast(self.device):
-            step = self.scheme(batch, phase)
-        loss = step.loss_over(counts) * distributed.world_size()  # DDP takes the mean over processes
-        if gradients is not None:
-            gradients.add(step.parts, counts)
-        loss.backward()  # type: ignore[no-untyped-call]
-        tally.add(step.parts, loss)
-
-    def _take(self, tally: Tally, counts: Mapping[str, float], gradients: Gradients | None) -> None:
-        """Check a step's parts over all processes, and count them and their gradients."""
-        joint = tally.joint()
-        bad = [name for name, total in joint.items() if not math.isfinite(total)]
-        if bad:
-            named = ", ".join(filter(None, bad)) or "the sum of the parts"
-            raise UserError(
-                "train",
-                f"the loss is not finite at step {self.step + 1} of {self.course.total}: {named}; "
-                f"{self._last_good()}; a lower train.learning_rate or train.clip usually helps",
-            )
-        self.figures.add(joint, tally.weights, counts)
-        if gradients is not None:
-            norms = gradients.norms()
-            self.figures.add_norms(norms, tally.weights)
-            for row in self.balance.take(self.course.place(self.step).step, norms, self.observer.say):
-                self.observer.log({"step": self.step + 1, "epoch": self.course.epoch(self.step + 1), **row})
-
     def _last_good(self) -> str:
         paths = self.checkpoints.paths()
         return f"last good checkpoint: {paths[-1]}" if paths else "there is no checkpoint yet"
@@ -237,7 +183,7 @@ class Training:
                 "epoch": self.course.epoch(self.step),
                 "learning_rate": learning_rate(self.config, place.step, place.steps),
                 "samples_per_second": self._rate(),
-                **self.figures.row(),
+                **self.stepper.figures.row(),
             }
         )
 
@@ -277,8 +223,7 @@ class Training:
             "random": distributed.gather_objects(random_state()),
             "seconds": self.seconds,
             "validation": self.validation.state(),
-            "figures": self.figures.state(),
-            "balance": self.balance.state(),
+            **self.stepper.state(),
         }
 
     def restore(self) -> None:
@@ -293,8 +238,7 @@ class Training:
         restore_random_state(states[distributed.rank() % len(states)])
         self.step, self.seconds = payload["step"], payload["seconds"]
         self.validation.restore(payload["validation"])
-        self.figures.restore(payload["figures"])
-        self.balance.restore(payload["balance"])
+        self.stepper.restore(payload)
 
     def _last(self) -> tuple[str, State]:
         """The network that was best after the newest epoch, and its weights as they are."""
@@ -321,5 +265,5 @@ class Training:
             seconds=self.seconds,
             samples_per_second=self._rate(),
             interrupted=self.interrupted,
-            weights=self.balance.weights,
+            weights=self.stepper.balance.weights,
         )
