@@ -39,6 +39,7 @@ LAYERS: list[set[str]] = [
     {"sections"},
     {"config"},
     {"experiment", "folder", "sanity"},
+    {"assembly"},
     {"cells", "networks", "plan"},
     {"outcome"},
     {"story"},

@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from potstill import distributed
+from potstill.assembly import assemble
 from potstill.config import Recipe, from_mapping
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
 from potstill.errors import UserError
-from potstill.experiment import Experiment, assemble
+from potstill.experiment import Experiment
 from potstill.folder import RunFolder
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.run import IN_MEMORY, Echo, Result, execute, finished

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from potstill.assembly import load_experiment
 from potstill.augment import Augment
 from potstill.config import Recipe, load
 from potstill.data import load_data
 from potstill.data.loader import Loader
 from potstill.errors import UserError
-from potstill.experiment import load_experiment
 from potstill.folder import RunFolder
 from potstill.measure import Stopwatch
 from potstill.models import build, save_weights

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from potstill import distributed, environment
+from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
 from potstill.data import ImageSet
 from potstill.errors import UserError
-from potstill.experiment import ARMS, Experiment, load_experiment, search_path
+from potstill.experiment import ARMS, Experiment
 from potstill.files import write_json
 from potstill.folder import RunFolder
 from potstill.models.preprocessing import Preprocessing

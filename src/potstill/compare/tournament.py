@@ -13,6 +13,7 @@ import numpy as np
 
 from potstill import environment
 from potstill._version import __version__
+from potstill.assembly import load_experiment, rehearse, search_path
 from potstill.cells import Finished
 from potstill.compare.cell import experiment_of, read_cell, reason
 from potstill.compare.jobs import Outcomes, check_jobs, run_here, run_in_processes
@@ -22,7 +23,7 @@ from potstill.compare.standings import Comparison, standings
 from potstill.compare.tables import csv_table, markdown_table
 from potstill.config import Recipe, load
 from potstill.errors import UserError
-from potstill.experiment import Experiment, load_experiment, rehearse, search_path
+from potstill.experiment import Experiment
 from potstill.files import write_atomic, write_json, write_text
 from potstill.folder import RunFolder
 from potstill.outcome import Shared, measure_models, predict_teacher

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from potstill.assembly import load_experiment
 from potstill.compare.cell import reason, run_cell
 from potstill.compare.place import Job, Place
-from potstill.experiment import Experiment, load_experiment
+from potstill.experiment import Experiment
 from potstill.folder import RunFolder
 
 __all__ = ["main"]
