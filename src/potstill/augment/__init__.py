@@ -1,0 +1,7 @@
+"""Views: what happens to training images before all networks see them."""
+
+from potstill.augment.draws import uniform
+from potstill.augment.settings import AugmentConfig
+from potstill.augment.view import Augment
+
+__all__ = ["Augment", "AugmentConfig", "uniform"]

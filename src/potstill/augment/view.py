@@ -1,0 +1,137 @@
+"""A view of a whole batch at once; each sample's view depends on nothing but (seed, view, index)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from potstill.augment.draws import Draws
+from potstill.augment.mixing import mixed_labels
+from potstill.augment.settings import FIRST_DRAWS, AugmentConfig
+from potstill.errors import UserError
+
+__all__ = ["Augment"]
+
+PARTNER = 704
+"""Number of the draw that chooses a sample's partner."""
+
+
+class Augment:
+    """The augmentation of one run; call it with a batch.
+
+    Args:
+        config: What to do.
+        seed: Seed of the run.
+        samples: Size of the training set, where images are mixed: partners come from all of it.
+
+    Raises:
+        ValueError: If images are to be mixed and ``samples`` is missing.
+
+    Example:
+        >>> flip = Augment(AugmentConfig(flip=1.0), seed=0)
+        >>> flip(torch.tensor([[[[1, 2]]]]), torch.tensor([0]), view=0).tolist()
+        [[[[2, 1]]]]
+    """
+
+    def __init__(self, config: AugmentConfig, seed: int, samples: int | None = None) -> None:
+        self.config = config
+        self.seed = seed
+        self.samples = samples
+        self._transforms = config.transforms()
+        self._mixings = config.mixings()
+        if self._mixings and (samples is None or samples < 2):
+            raise ValueError(f"expected the number of training samples to mix, at least 2, got {samples}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images, and so their labels, are mixed."""
+        return bool(self._mixings)
+
+    def __call__(self, images: Tensor, index: Tensor, view: int) -> Tensor:
+        """A view of each image, before any mixing.
+
+        Args:
+            images: ``(N, C, H, W)`` of any type.
+            index: Positions in the data set, ``(N,)`` int64; fastest on the CPU, wherever the images are.
+            view: Number of the view.
+
+        Returns:
+            Images of the same shape and type.
+
+        Raises:
+            UserError: If a transform cannot change such images, at its key.
+        """
+        for name, transform in self._transforms:
+            try:
+                transform.check(images)
+            except ValueError as error:
+                raise UserError(f"augment.{name}", str(error)) from error
+            draws = self._draws(name, index, view)
+            chosen = (draws(0) < transform.probability).nonzero()[:, 0]
+            if transform.probability == 1 or len(chosen) == len(images):
+                images = transform.apply(images, draws)
+            elif len(chosen):
+                there = chosen.to(images.device)
+                changed = transform.apply(images[there], draws.rows(chosen))
+                images = images.index_copy(0, there, changed)
+        return images
+
+    def partners(self, index: Tensor, view: int) -> Tensor:
+        """Samples that are needed beside ``index``: the partners of those that are mixed.
+
+        Args:
+            index: Positions in the data set, ``(N,)`` int64.
+            view: Number of the view.
+
+        Returns:
+            ``(M,)`` positions, one for each mixed sample, in their order; never a sample itself.
+        """
+        if not self._mixings:
+            return index[:0]
+        assert self.samples is not None
+        index = index[self._which(index, view) >= 0]
+        steps = 1 + Draws(index, self.seed, view, PARTNER).whole(0, self.samples - 1)
+        return (index + steps) % self.samples
+
+    def mix(
+        self, images: Tensor, labels: Tensor, index: Tensor, view: int, classes: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mixtures of samples with their partners, and their targets.
+
+        Args:
+            images: The samples' views and then their partners', ``(N + M, C, H, W)``.
+            labels: Their classes, ``(N + M,)`` int64.
+            index: Positions of the samples, ``(N,)`` int64.
+            view: Number of the view.
+            classes: Number of classes.
+
+        Returns:
+            Images ``(N, C, H, W)`` of the same type, and targets ``(N, classes)`` float32 whose rows sum
+            to 1.
+        """
+        count, which = len(index), self._which(index, view)
+        mixed = which >= 0
+        row = count - 1 + mixed.long().cumsum(0)  # where each mixed sample's partner stands
+        partner = torch.where(mixed, row, torch.arange(count, device=index.device))
+        share = torch.ones(count, dtype=torch.float64)
+        made = images[:count]
+        for place, (name, mixing) in enumerate(self._mixings):
+            rows = (which == place).nonzero()[:, 0]
+            if len(rows):
+                there, others = rows.to(images.device), partner[rows].to(images.device)
+                draws = self._draws(name, index, view).rows(rows)
+                mixture, kept = mixing.mix(images[there], images[others], draws)
+                made = made.index_copy(0, there, mixture)
+                share[rows.cpu()] = kept
+        return made, mixed_labels(labels[:count], labels[partner.to(labels.device)], share, classes)
+
+    def _which(self, index: Tensor, view: int) -> Tensor:
+        """Place of the mixing that takes each sample, -1 for none, ``(N,)``."""
+        which = torch.full_like(index, -1)
+        for place, (name, mixing) in enumerate(self._mixings):
+            taken = (self._draws(name, index, view)(0) < mixing.probability) & (which < 0)
+            which = which.masked_fill(taken, place)
+        return which
+
+    def _draws(self, name: str, index: Tensor, view: int) -> Draws:
+        return Draws(index, self.seed, view, FIRST_DRAWS[name])
