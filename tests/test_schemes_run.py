@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
 
-from potstill import cells
+from potstill import cells, distill
+from potstill.compare import compare_methods
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
 from potstill.models.exits import WithExits
@@ -151,6 +153,44 @@ def test_the_first_generation_without_a_teacher_learns_as_the_control(tiny: Any,
     ]
     control, student = (load_file(place) for place in places)
     assert all(torch.equal(control[key], student[key]) for key in control)
+
+
+def test_peers_learn_from_modules_in_memory(tmp_path: Path) -> None:
+    images, labels = torch.randn(90, 1, 4, 4), torch.arange(90) % 3
+    result = distill(
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)),
+        train=TensorDataset(images, labels),
+        scheme={"kind": "mutual", "peers": 3},
+        epochs=1,
+        batch_size=16,
+        out=tmp_path / "run",
+        echo=lambda line: None,
+    )
+    assert list(result.data["networks"]) == ["peer1", "peer2", "peer3"]
+    assert result.student is not None
+
+
+@pytest.mark.parametrize("scheme", ["mutual", "{kind: born_again, generations: 2}", EXITS])
+def test_a_dry_run_tells_the_stages(tiny: Any, tmp_path: Path, scheme: str) -> None:
+    lines: list[str] = []
+    path = write(tiny, scheme, student="Staged")
+    run(path, data=tiny.root, out=tmp_path / "run", dry=True, echo=lines.append)
+    text = "\n".join(lines)
+    assert "stages in lengths of the training: " in text
+    assert ("generation1 (1), generation2 (1)" in text) == ("born" in scheme)
+    assert ("x 6 and 12 steps" in text) == ("born" in scheme)
+    assert "teacher:" not in text
+
+
+def test_methods_are_compared_within_a_scheme_that_has_a_teacher(tiny: Any, tmp_path: Path) -> None:
+    path = write(tiny, "{kind: born_again, generations: 2}", teacher=TEACHER)
+    found = compare_methods(path, "kl", data=tiny.root, out=tmp_path / "all", echo=lambda line: None)
+    assert not found.failed
+    write(tiny, "mutual")
+    with pytest.raises(
+        UserError, match="teacher: missing; compare is for recipes in which a trained teacher"
+    ):
+        compare_methods(path, "kl", data=tiny.root, out=tmp_path / "none", echo=lambda line: None)
 
 
 class StoppedError(Exception):

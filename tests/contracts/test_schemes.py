@@ -158,8 +158,7 @@ def train(scheme: Scheme, batch: Batch, steps: int) -> list[list[float]]:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                if hasattr(scheme, "stepped"):
-                    scheme.stepped(step + 1)
+                scheme.stepped(step + 1)
                 values.append(float(loss.detach()))
         found.append(values)
     return found
