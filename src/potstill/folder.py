@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "student.safetensors"
 
     @property
+    def early_exit(self) -> Path:
+        """Thresholds of the student's early exits, and what is promised of them."""
+        return self.path / "early_exit.json"
+
+    @property
     def result(self) -> Path:
         """The result for machines; it is written last but for the report."""
         return self.path / "result.json"

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from potstill import quality
 from potstill.cells import Finished
+from potstill.data import ImageSet
 from potstill.experiment import Experiment
 from potstill.models.exits import EXIT, WithExits
 from potstill.models.weights import load_weights
 from potstill.schemes.settings import BornAgainConfig, MutualConfig
 
-__all__ = ["evaluate_networks"]
+__all__ = ["DEEPEST", "evaluate_networks", "exit_logits"]
 
 Labels = NDArray[np.int64]
 DEEPEST = "deepest"
@@ -53,18 +54,30 @@ def evaluate_networks(experiment: Experiment, cells: Sequence[Finished], labels:
 
 def _logits(experiment: Experiment, cell: Finished) -> dict[str, NDArray[np.float32]]:
     """Logits ``(N, C)`` of each network, or exit, of one cell."""
-    part = experiment.evaluation(experiment.splits.test)
     student = experiment.blank("student")
     if isinstance(student, WithExits):
         cell.load(student, experiment.recipe.train.select)
-        names = [*student.paths, DEEPEST]
-        answers = experiment.task.predict(_AllExits(student).to(experiment.device), part, "student")
-        return {name: some.numpy() for name, some in zip(names, answers.chunk(len(names), 1), strict=True)}
+        return exit_logits(experiment, student, experiment.splits.test)
     found = {}
+    part = experiment.evaluation(experiment.splits.test)
     for name, network in experiment.networks().items() if cell.networks else ():
         load_weights(network, cell.folder / f"{name}.safetensors", f"{cell.cell.name}/{name}")
         found[name] = experiment.task.predict(network.to(experiment.device), part, "student").numpy()
     return found
+
+
+def exit_logits(experiment: Experiment, network: WithExits, part: ImageSet) -> dict[str, NDArray[np.float32]]:
+    """Logits ``(N, C)`` of every exit by name, the deepest last.
+
+    Args:
+        experiment: The loaded recipe.
+        network: The trained network with its exits.
+        part: What it answers to; every process must ask.
+    """
+    names = [*network.paths, DEEPEST]
+    every = _AllExits(network).to(experiment.device)
+    answers = experiment.task.predict(every, experiment.evaluation(part), "student")
+    return {name: some.numpy() for name, some in zip(names, answers.chunk(len(names), 1), strict=True)}
 
 
 def _ensemble(logits: Sequence[NDArray[np.float32]]) -> quality.Floats:

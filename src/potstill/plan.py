@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from potstill import distributed, measure
+from potstill.early_exits import prospect
 from potstill.experiment import ARMS, Arm, Experiment
 from potstill.schemes.settings import AnyScheme
 from potstill.train.course import Course, total_steps
@@ -35,6 +36,7 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     yield f"scheme: {recipe.scheme.kind}; stages in lengths of the training: {stages}"
     yield "matched:"
     yield from (f"  {line}" for line in scheme.objective.describe())
+    yield from prospect(experiment)
     loader, _ = experiment.training(recipe.seed)
     steps = {"student": Course(loader, recipe.train, scheme.stages).total}
     if control:

@@ -16,6 +16,7 @@ from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
 from potstill.data import ImageSet
+from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
 from potstill.files import write_json
@@ -139,8 +140,9 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
     facts["search"] = [str(path) for path in experiment.search]
+    ahead = list(prospect(experiment))
     folder.claim(recipe, facts, resume=resume)
-    for note in experiment.notes:
+    for note in (*experiment.notes, *ahead):
         echo(f"note: {note}")
     if accuracy is not None:
         echo(
@@ -181,13 +183,19 @@ def report_cells(
 ) -> None:
     """Conclude finished cells and write ``result.json`` and the report into their run folder."""
     outcome = conclude(experiment, cells, folder, shared)
-    warnings = _warnings(outcome.result)
+    exits = decide(experiment, folder)
+    warnings = [*_warnings(outcome.result), *(exits.warnings if exits else ())]
+    if exits is not None:
+        outcome.result["early_exit"] = exits.figures
+        echo(exits.summary)
     for warning in warnings:
         echo(f"warning: {warning}")
     if distributed.is_main():
         from potstill.report import render
 
         content = tell(experiment, outcome, facts, teacher_validation=teacher_validation, warnings=warnings)
+        if exits is not None:
+            content = replace(content, leavers=exits.leavers, exit_bins=exits.bins)
         content.save(folder.content)
         write_json(folder.result, outcome.result)
         render(folder.path)

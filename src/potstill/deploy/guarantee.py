@@ -28,7 +28,16 @@ from scipy.stats import beta
 from potstill.deploy.exit_runtime import Judge, Policy
 from potstill.errors import UserError
 
-__all__ = ["Choice", "choose", "least_promise", "leave", "temperature", "upper_bound"]
+__all__ = [
+    "Choice",
+    "candidates",
+    "choose",
+    "least_promise",
+    "leave",
+    "num_tested",
+    "temperature",
+    "upper_bound",
+]
 
 Array = NDArray[Any]
 CONFIDENCE = 0.9
@@ -156,12 +165,7 @@ def choose(
         UserError: If sizes do not fit, or not exactly one wish is stated.
     """
     costs = _checked(logits, labels, max_loss, max_cost, costs, confidence)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    count = max(1, round(fitting * len(labels)))
-    fit, test = order[:count], order[count:]
-    temperatures = tuple(temperature(each[fit], labels[fit]) for each in logits)
-    base = Policy(kind, (math.inf,) * (len(logits) - 1), temperatures)
-    path = _path(_Sample(base, [each[fit] for each in logits], labels[fit]), np.asarray(costs))
+    base, path, test = _laid_out(logits, labels, kind, costs, fitting, seed)
     tested = _Sample(base, [each[test] for each in logits], labels[test])
     if max_cost is not None:
         return _for_cost(path, tested, base, np.asarray(costs), max_cost, confidence)
@@ -181,6 +185,51 @@ def choose(
             break
         chosen = thresholds
     return _choice(chosen, tested, base, np.asarray(costs), promised, max_loss, confidence, note)
+
+
+def num_tested(samples: int, fitting: float = FITTING) -> int:
+    """How many of the calibration samples :func:`choose` tests its policies on.
+
+    >>> num_tested(5000)
+    3500
+    """
+    return samples - max(1, round(fitting * samples))
+
+
+def candidates(
+    logits: Sequence[Array],
+    labels: Array,
+    *,
+    kind: str = "probability",
+    costs: Sequence[float] | None = None,
+    fitting: float = FITTING,
+    seed: int = 0,
+) -> list[Policy]:
+    """The policies, from nobody leaving to everybody, of which :func:`choose` takes one.
+
+    Args:
+        logits: Of each exit in order and of the whole network last, ``(N, classes)`` each.
+        labels: ``(N,)`` integers.
+        kind: Of the policies.
+        costs: Up to each exit and of the whole; evenly spread by default.
+        fitting: Share of the samples that lays them out.
+        seed: Of the split.
+    """
+    costs = _checked(logits, labels, 0.5, None, costs, CONFIDENCE)
+    base, path, _ = _laid_out(logits, labels, kind, costs, fitting, seed)
+    return [Policy(kind, tuple(map(float, thresholds)), base.temperatures) for thresholds, _ in path]
+
+
+def _laid_out(
+    logits: Sequence[Array], labels: Array, kind: str, costs: Sequence[float], fitting: float, seed: int
+) -> tuple[Policy, list[tuple[Array, float]], NDArray[np.int64]]:
+    """A policy with fitted temperatures by which nobody leaves, the path, and the samples left to test."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    count = len(labels) - num_tested(len(labels), fitting)
+    fit, test = order[:count], order[count:]
+    temperatures = tuple(temperature(each[fit], labels[fit]) for each in logits)
+    base = Policy(kind, (math.inf,) * (len(logits) - 1), temperatures)
+    return base, _path(_Sample(base, [each[fit] for each in logits], labels[fit]), np.asarray(costs)), test
 
 
 def _checked(

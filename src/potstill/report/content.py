@@ -26,6 +26,7 @@ __all__ = [
     "ClassDifference",
     "Guess",
     "History",
+    "Leaver",
     "PairRow",
     "ReportContent",
     "Sample",
@@ -141,6 +142,25 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Leaver:
+    """One test image that left a network with early exits.
+
+    Attributes:
+        image: A ``data:`` URI of a PNG, from :func:`picture`.
+        label: Its true class.
+        exit: Where it left.
+        answer: The class that this exit gave it.
+        confidence: The exit's calibrated probability of that class.
+    """
+
+    image: str
+    label: str
+    exit: str
+    answer: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TermRow:
     """One term of the objective.
 
@@ -188,6 +208,8 @@ class ReportContent:
         samples: A few test images.
         terms: What the student imitated.
         pairs: Which layers were matched; empty if none were.
+        leavers: A few test images of each early exit; empty without exits.
+        exit_bins: The reliability diagram of each early exit by name.
     """
 
     title: str
@@ -202,6 +224,8 @@ class ReportContent:
     samples: tuple[Sample, ...] = ()
     terms: tuple[TermRow, ...] = ()
     pairs: tuple[PairRow, ...] = ()
+    leavers: tuple[Leaver, ...] = ()
+    exit_bins: Mapping[str, tuple[Bin, ...]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and then renamed."""

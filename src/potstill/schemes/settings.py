@@ -42,6 +42,8 @@ Networks = dict[str, int | None]
 LESSON: Mapping[str, Any] = {"labels": {"weight": 1.0}, "kl": {"weight": 1.0, "temperature": 1.0}}
 """Labels and another network's answers, side by side."""
 
+MAX_LOSS = 0.005
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ingredients:
@@ -194,6 +196,17 @@ class DeepSupervisionConfig:
     """``ensemble``: by the mean of all exits."""
     train_backbone: bool = True
     """Train the network too; without, only its exits, and ``student`` needs trained weights."""
+    policy: Literal["probability", "entropy", "margin", "patience"] = "probability"
+    """By which score a sample leaves early."""
+    max_loss: Annotated[float, Range(above=0, most=0.999999)] | None = None
+    """Accuracy that leaving early may cost, as a fraction; 0.005 where no latency is stated."""
+    max_latency_ms: Annotated[float, Range(above=0)] | None = None
+    """Mean time of one image that thresholds are chosen for, in place of ``max_loss``."""
+    calibrate_on: Annotated[float, Range(above=0)] | None = None
+    """Test images that choose thresholds, a share below 1 or a number; the others report. Without,
+    validation images choose, which no weights may have seen."""
+    shift: bool = False
+    """Also try the thresholds on blurred, noisy and darker images."""
 
     teacher: ClassVar[TeacherUse] = "refused"
     distill: ClassVar[Mapping[str, Any]] = {
@@ -205,6 +218,15 @@ class DeepSupervisionConfig:
     def networks_by_name(self) -> Networks:
         """One student."""
         return {"student": None}
+
+    def __post_init__(self) -> None:
+        if self.max_loss is not None and self.max_latency_ms is not None:
+            raise UserError("scheme", "expected one wish, either max_loss or max_latency_ms, got both")
+
+    @property
+    def wished_loss(self) -> float | None:
+        """Accuracy that may be lost, ``None`` where a latency is stated."""
+        return MAX_LOSS if self.max_loss is None and self.max_latency_ms is None else self.max_loss
 
     def with_exits(self, network: nn.Module, given: Batch) -> WithExits:
         """``network`` with exits that are not trained yet."""
