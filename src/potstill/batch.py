@@ -21,7 +21,8 @@ class Batch:
     Attributes:
         inputs: The tensor each role sees, ``{"student": (N, ...), "teacher": (N, ...)}``: the same
             view of the same samples, each with its own normalisation.
-        target: What the labels say, ``(N,)`` integers for classification, or ``None``.
+        target: What the labels say: ``(N,)`` integers for classification, or ``(N, C)`` probabilities
+            where images are mixed; ``None`` where there are no labels.
         where: Boolean mask of the valid predictions (``(N,)`` or ``(N, L)``), ``None`` where all are.
         index: Position of each sample in its data set, ``(N,)`` int64.
         view: Number of the augmented view (the epoch, unless a cache repeats views).
@@ -106,8 +107,9 @@ class Step:
 
     def loss_over(self, counts: Mapping[str, float]) -> Tensor:
         """Weighted sum of ``total / counts[name]``; a part that ``counts`` lacks uses its own count."""
-        loss = self.output.output.new_zeros(())
+        loss: Tensor | None = None
         for name, part in self.parts.items():
             if part.weight != 0.0:
-                loss = loss + part.weight * part.total / max(counts.get(name, part.count), 1.0)
-        return loss
+                value = part.total * (part.weight / max(counts.get(name, part.count), 1.0))
+                loss = value if loss is None else loss + value
+        return self.output.output.new_zeros(()) if loss is None else loss
