@@ -277,6 +277,15 @@ def test_a_trained_backbone_stays_as_it_is(tiny: Any, tmp_path: Path) -> None:
     assert all(torch.equal(kept[f"tapped.model.{key}"], tensor) for key, tensor in state.items())
 
 
+def test_the_whole_network_of_a_student_with_exits_is_exported(tiny: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from potstill.deploy import export_onnx
+
+    go(tiny, tmp_path / "run", EXITS, student="Staged")
+    exported = export_onnx(load_student(tmp_path / "run"), tmp_path / "student.onnx")
+    assert exported.path.stat().st_size > 0
+
+
 def test_a_generation_whose_weights_are_gone_is_named(tiny: Any, tmp_path: Path) -> None:
     scheme = "{kind: born_again, generations: 2}"
     go(tiny, tmp_path / "run", scheme)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from potstill._version import __version__
 from potstill.errors import UserError
 from potstill.files import write_atomic
+from potstill.models.exits import WithExits
 from potstill.models.preprocessing import Preprocessing
 
 __all__ = ["Exportable", "Exported", "export_onnx"]
@@ -100,6 +101,8 @@ def _first(output: Any) -> Tensor:
 def export_onnx(loaded: Exportable, path: Path) -> Exported:
     """Write an ONNX file with a dynamic batch; its metadata states preprocessing and classes.
 
+    Of a student with early exits the whole network is written, without its exits (see ``export_exits``).
+
     The graph takes float32 images in 0..1 at the data's size, ``images`` ``(N, C, H, W)``, and gives
     ``logits`` ``(N, classes)``; normalisation and resize are inside. Before the file gets its name,
     onnxruntime runs it at batch 1 and 7 on real samples: every class must be the trained network's as the
@@ -116,7 +119,8 @@ def export_onnx(loaded: Exportable, path: Path) -> Exported:
     _require()
     given = loaded.samples(SAMPLES)
     images = given.float() if given.is_floating_point() else given.float() / 255
-    student = copy.deepcopy(loaded.student).eval()
+    whole = loaded.student.model if isinstance(loaded.student, WithExits) else loaded.student
+    student = copy.deepcopy(whole).eval()
     student = student.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with torch.no_grad():  # what the run itself answers to these samples
         expected = _first(student(loaded.preprocessing.normalise(given))).numpy()
