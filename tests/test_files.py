@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from potstill.errors import UserError
-from potstill.files import sha256, write_atomic, write_json, write_text
+from potstill.files import read_json, sha256, write_atomic, write_json, write_text
 from potstill.models import save_weights
 
 
@@ -86,3 +86,13 @@ def test_json_and_checksums(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["name"] == "Müller"
     write_text(tmp_path / "b.txt", "abc")
     assert sha256(tmp_path / "b.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    for content, said in (("{", "cannot be read"), ("[1]", "expected a JSON object, got list")):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"result\.json: {said}"):
+            read_json(path)
+    with pytest.raises(UserError, match="gone"):
+        read_json(tmp_path / "gone.json")

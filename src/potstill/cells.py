@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from potstill import distributed, quality
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
-from potstill.files import write_json
+from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.weights import load_weights, save_weights
 from potstill.train import Trained, train
@@ -168,7 +167,7 @@ def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read(cell: Cell, place: Path) -> Finished:
     try:
-        row = json.loads((place / "trained.json").read_text(encoding="utf-8"))
+        row = read_json(place / "trained.json")
         return Finished(cell=cell, folder=place, **row)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(

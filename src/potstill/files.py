@@ -14,7 +14,7 @@ from typing import Any
 
 from potstill.errors import UserError
 
-__all__ = ["sha256", "write_atomic", "write_bytes", "write_json", "write_text"]
+__all__ = ["read_json", "sha256", "write_atomic", "write_bytes", "write_json", "write_text"]
 
 CHUNK = 1 << 20
 
@@ -95,6 +95,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that :func:`write_json` wrote.
+
+    Raises:
+        UserError: If the file is gone, damaged or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(str(path), f"expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def sha256(path: Path) -> str:

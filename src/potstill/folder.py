@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from potstill import distributed
 from potstill.config import Recipe, dump, load
 from potstill.errors import UserError
-from potstill.files import write_json, write_text
+from potstill.files import read_json, write_json, write_text
 
 __all__ = ["RunFolder"]
 
@@ -127,7 +126,7 @@ class RunFolder:
         """The contents of ``result.json``.
 
         Raises:
-            UserError: If the folder is no finished run.
+            UserError: If the folder is no finished run, or its result is damaged.
         """
         if not self.path.is_dir():
             raise UserError(str(self.path), "no such run folder")
@@ -135,5 +134,4 @@ class RunFolder:
             raise UserError(str(self.path), "expected a run folder (with recipe.yaml), got another folder")
         if not self.finished:
             raise UserError(str(self.path), "this run is not finished; go on with potstill run ... --resume")
-        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-        return result
+        return read_json(self.result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from potstill.data import ImageSet
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
-from potstill.files import write_json
+from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
@@ -325,7 +324,7 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
         raise UserError(
             str(run_folder), "was made by potstill.distill from objects in memory; export from Python"
         )
-    facts = json.loads(folder.environment.read_text(encoding="utf-8"))
+    facts = read_json(folder.environment)
     search = [*search_path(data), *(Path(path) for path in facts.get("search", []))]
     recipe = replace(recipe, train=replace(recipe.train, device="cpu"))
     experiment = load_experiment(recipe, search)

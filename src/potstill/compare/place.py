@@ -9,7 +9,6 @@ comparison.csv, .json, .md, .html
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from potstill.cells import Cell
 from potstill.compare.lineup import CONTROL
 from potstill.config import Recipe, dump, load
 from potstill.errors import UserError
-from potstill.files import write_json, write_text
+from potstill.files import read_json, write_json, write_text
 from potstill.folder import RunFolder
 
 __all__ = ["Job", "Place"]
@@ -86,8 +85,7 @@ class Place:
 
     def figures(self, job: Job) -> dict[str, Any]:
         """The contents of a finished cell's ``cell.json``."""
-        found: dict[str, Any] = json.loads((self.cell(job) / "cell.json").read_text(encoding="utf-8"))
-        return found
+        return read_json(self.cell(job) / "cell.json")
 
     def recipe(self, method: str) -> Recipe:
         """The recipe of a method as it was claimed; the control's is the one without terms."""

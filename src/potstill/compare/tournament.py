@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from potstill.compare.tables import csv_table, markdown_table
 from potstill.config import Recipe, load
 from potstill.errors import UserError
 from potstill.experiment import Experiment
-from potstill.files import write_atomic, write_json, write_text
+from potstill.files import read_json, write_atomic, write_json, write_text
 from potstill.folder import RunFolder
 from potstill.outcome import Shared, measure_models, predict_teacher
 from potstill.quality import accuracy
@@ -110,7 +109,7 @@ def _base(recipe: str | Path, overrides: Sequence[str], seeds: int | None) -> tu
 def _teacher_validation(experiment: Experiment, place: Place) -> float:
     """The teacher's accuracy on validation, checked once."""
     if place.teacher.is_file():
-        return float(json.loads(place.teacher.read_text(encoding="utf-8"))["validation"])
+        return float(read_json(place.teacher)["validation"])
     accuracy = teacher_accuracy(experiment)
     assert accuracy is not None, "a comparison has a teacher"
     return accuracy

@@ -21,6 +21,7 @@ from potstill.assembly import load_experiment
 from potstill.compare.cell import reason, run_cell
 from potstill.compare.place import Job, Place
 from potstill.experiment import Experiment
+from potstill.files import read_json
 from potstill.folder import RunFolder
 
 __all__ = ["main"]
@@ -58,7 +59,7 @@ def main(folder: str) -> None:
 def _load(place: Place) -> Experiment:
     recipe = place.recipe("control")
     recipe = replace(recipe, data=replace(recipe.data, workers=0))  # the cores are taken by other cells
-    facts = json.loads(RunFolder(place.path).environment.read_text(encoding="utf-8"))
+    facts = read_json(RunFolder(place.path).environment)
     return load_experiment(recipe, [Path(path) for path in facts["search"]])
 
 
