@@ -166,16 +166,14 @@ def rehearse(experiment: Experiment) -> None:
     """One small training batch through the whole scheme: what cannot work stops before the run starts."""
     seed = experiment.recipe.seed
     loader, prepare = experiment.training(seed)
-    images, labels, index = experiment.splits.train.__getitems__(
-        list(range(min(4, len(experiment.splits.train))))
-    )
+    rows = loader.read(list(range(min(4, len(experiment.splits.train)))), 0)
     scheme = experiment.scheme("student", seed)
     Course(loader, experiment.recipe.train, scheme.stages)
     for stage in scheme.stages:
         scheme.enter(stage.name)
         for phase in stage.phases:
             with experiment.precision.autocast(experiment.device):  # with gradients: some losses need them
-                scheme(prepare(images, labels, index, 0), phase)
+                scheme(prepare(*rows, 0), phase)
 
 
 def _check_outputs(experiment: Experiment, student: nn.Module) -> None:

@@ -117,6 +117,8 @@ def _value(
     target = [batch.target] if term.spec.target else []
     if term.spec.target and batch.target is None:
         raise UserError(term.where, f"{term.config.loss} needs labels, and this data has none")
+    if term.spec.target and batch.target is not None and batch.target.is_floating_point():
+        raise UserError(term.where, f"{term.config.loss} needs one label a sample, and these are mixed")
     if term.spec.over_set:
         student, teacher = _gathered(student), _gathered(teacher)
         where = None if where is None else distributed.gather(where)

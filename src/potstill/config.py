@@ -24,7 +24,7 @@ from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.schemes.settings import OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
-from potstill.terms import parse_terms
+from potstill.terms import Term, TermConfig, parse_terms
 from potstill.train import TrainConfig
 
 __all__ = ["Recipe", "dump", "from_mapping", "load", "parse_yaml", "shipped_recipes"]
@@ -161,8 +161,9 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     recipe: Recipe = read_section(Recipe, raw, "")
     if "distill" not in raw:
         recipe = dataclasses.replace(recipe, distill=copy.deepcopy(dict(recipe.scheme.distill)))
-    parse_terms(recipe.distill)
+    _, terms = parse_terms(recipe.distill)
     _check_teacher(recipe)
+    _check_mixing(recipe.augment, terms)
     return recipe
 
 
@@ -174,6 +175,15 @@ def _check_teacher(recipe: Recipe) -> None:
         )
     if use == "refused" and recipe.teacher is not None:
         raise UserError("teacher", f"has no meaning with scheme: {kind}, which teaches itself; leave it out")
+
+
+def _check_mixing(augment: AugmentConfig, terms: Mapping[str, TermConfig]) -> None:
+    for name, term in terms.items():
+        for mixing, _ in augment.mixings():
+            if Term(name, term).spec.target:
+                raise UserError(
+                    f"augment.{mixing}", f"mixes labels, and distill.{name} ({term.loss}) needs one an image"
+                )
 
 
 def dump(recipe: Recipe) -> str:

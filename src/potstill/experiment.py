@@ -114,6 +114,7 @@ class Experiment:
 
     def training(self, seed: int) -> tuple[Loader, Callable[[Tensor, Tensor, Tensor, int], Batch]]:
         """The training batches of a seed and how to prepare them; equal for both arms."""
+        augment = Augment(self.recipe.augment, seed, samples=len(self.splits.train))
         loader = Loader(
             self.splits.train,
             batch_size=self.recipe.train.batch_size,
@@ -123,8 +124,9 @@ class Experiment:
             workers=self.recipe.data.workers,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            partners=augment.partners if augment.mixes else None,
         )
-        task = replace(self.task, augment=Augment(self.recipe.augment, seed))
+        task = replace(self.task, augment=augment)
         return loader, task.training_batch
 
     def evaluation(self, part: ImageSet) -> Loader:

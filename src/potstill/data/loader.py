@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from potstill.errors import UserError
 __all__ = ["Loader"]
 
 Rows = tuple[Tensor, Tensor, Tensor]
+Partners = Callable[[Tensor, int], Tensor]
+"""From positions and the number of an epoch to positions that are read beside them."""
 
 
 def _as_is(rows: Any) -> Any:
@@ -62,6 +64,7 @@ class Loader:
         workers: Processes that decode; sets in memory are read directly.
         rank: Number of this process.
         world_size: Number of processes.
+        partners: Which samples a batch needs beside its own, where images are mixed.
 
     Raises:
         UserError: If no batch comes about, or ranks cannot share one evenly in training.
@@ -85,6 +88,7 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        partners: Partners | None = None,
     ) -> None:
         if drop_last and batch_size > len(dataset):
             raise UserError(
@@ -102,6 +106,7 @@ class Loader:
         self.workers = workers
         self.rank = rank
         self.world_size = world_size
+        self.partners = partners
 
     @property
     def batches_per_epoch(self) -> int:
@@ -124,8 +129,9 @@ class Loader:
             start_batch: Batch to start with; those before are skipped without being read.
 
         Yields:
-            Images ``(n, C, H, W)``, labels ``(n,)`` and positions ``(n,)``; without ``drop_last`` a rank
-            may get no share of the last batch, and then fewer batches.
+            Images ``(n, C, H, W)``, labels ``(n,)`` and positions ``(n,)``; where images are mixed, the
+            partners' images and labels come behind the batch's own. Without ``drop_last`` a rank may get no
+            share of the last batch, and then fewer batches.
 
         Raises:
             UserError: If a worker process dies.
@@ -134,9 +140,21 @@ class Loader:
         shares = [self._share(order, batch) for batch in range(start_batch, self.batches_per_epoch)]
         shares = [share for share in shares if share]
         if self.dataset.in_memory or self.workers == 0:
-            yield from (self.dataset.__getitems__(share) for share in shares)
+            yield from (self.read(share, number) for share in shares)
         else:
-            yield from self._decoded(shares, number)
+            wanted = (self._with_partners(share, number) for share in shares)
+            for share, (images, labels, index) in zip(shares, self._decoded(wanted, number), strict=True):
+                yield images, labels, index[: len(share)]
+
+    def read(self, positions: list[int], epoch: int) -> Rows:
+        """One batch as :meth:`epoch` yields them."""
+        images, labels, index = self.dataset.__getitems__(self._with_partners(positions, epoch))
+        return images, labels, index[: len(positions)]
+
+    def _with_partners(self, positions: list[int], epoch: int) -> list[int]:
+        if self.partners is None:
+            return positions
+        return positions + self.partners(torch.tensor(positions), epoch).tolist()
 
     def _share(self, order: NDArray[np.int64], batch: int) -> list[int]:
         rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -144,7 +162,7 @@ class Loader:
         mine: list[int] = rows[cuts[self.rank] : cuts[self.rank + 1]].tolist()
         return mine
 
-    def _decoded(self, shares: Sequence[list[int]], epoch: int) -> Iterator[Rows]:
+    def _decoded(self, shares: Iterable[list[int]], epoch: int) -> Iterator[Rows]:
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         loader: DataLoader[Any] = DataLoader(
             _Reading(self.dataset, seed),

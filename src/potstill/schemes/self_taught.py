@@ -181,9 +181,12 @@ class SmoothedLabels(nn.Module):
         return self
 
     def forward(self, batch: Batch, given: Any = None) -> Signals:
-        """Log-probabilities ``(N, classes)`` around each sample's label."""
+        """Log-probabilities ``(N, classes)`` around each sample's label, or its mixed labels."""
         if batch.target is None:
             raise UserError("teacher", "smoothed labels need labels, and this data has none")
-        others = math.log((1.0 - self.correct) / (self.classes - 1))
+        rest = (1.0 - self.correct) / (self.classes - 1)
+        if batch.target.dim() == 2:
+            return Signals((rest + (self.correct - rest) * batch.target).log(), {})
+        others = math.log(rest)
         output = torch.full((len(batch), self.classes), others, device=batch.target.device)
         return Signals(output.scatter(1, batch.target.unsqueeze(1), math.log(self.correct)), {})

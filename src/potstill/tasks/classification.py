@@ -50,28 +50,39 @@ class Classification:
         """A training batch: augmented once, then normalised for each role.
 
         Args:
-            images: ``(N, C, H, W)``, uint8 or float in the data's own range.
-            labels: ``(N,)`` int64.
+            images: ``(N, C, H, W)``, uint8 or float in the data's own range; where the augmentation mixes,
+                the partners' images come behind them, ``(N + M, C, H, W)``.
+            labels: ``(N,)`` int64, or ``(N + M,)``.
             index: ``(N,)`` positions in the data set; with ``view`` they decide the augmentation.
             view: Number of the view, usually the epoch.
+
+        Returns:
+            The batch; its target is ``(N,)`` int64, or ``(N, num_classes)`` where the augmentation mixes.
         """
         images = images.to(self.device, non_blocking=True)
-        if self.augment is not None:
-            images = self.augment(images, index.to(self.device), view)
+        labels = labels.to(self.device, non_blocking=True)
+        if self.augment is None:
+            return self._batch(images, labels, index, view)
+        rows = torch.cat([index, self.augment.partners(index, view)])
+        if len(images) != len(rows):
+            raise ValueError(f"expected {len(rows)} images, those of partners included, got {len(images)}")
+        images = self.augment(images, rows, view)
+        if self.augment.mixes:
+            images, labels = self.augment.mix(images, labels, index, view, self.num_classes)
         return self._batch(images, labels, index, view)
 
     def plain_batch(self, images: Tensor, labels: Tensor, index: Tensor) -> Batch:
         """A batch for evaluation: normalised, not augmented; shapes as in :meth:`training_batch`."""
         return self._batch(images.to(self.device, non_blocking=True), labels, index, 0)
 
-    def _batch(self, images: Tensor, labels: Tensor, index: Tensor, view: int) -> Batch:
+    def _batch(self, images: Tensor, target: Tensor, index: Tensor, view: int) -> Batch:
         inputs: dict[str, Tensor] = {}
         made: dict[Preprocessing, Tensor] = {}
         for role, preprocessing in self.preprocessing.items():
             if preprocessing not in made:
                 made[preprocessing] = self._lay_out(preprocessing.normalise(images))
             inputs[role] = made[preprocessing]
-        target = labels.to(self.device, non_blocking=True)
+        target = target.to(self.device, non_blocking=True)
         return Batch(inputs, target, None, index.to(self.device, non_blocking=True), view)
 
     def _lay_out(self, images: Tensor) -> Tensor:
