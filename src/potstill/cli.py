@@ -134,6 +134,9 @@ def run(
     no_control: Annotated[
         bool, typer.Option("--no-control", help="Do not train the student without distillation: no verdict.")
     ] = False,
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Also try early exits on blurred, noisy and darker images.")
+    ] = False,
     names: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
     show: Traceback = False,
 ) -> None:
@@ -149,7 +152,7 @@ def run(
         from potstill.distributed import stop
         from potstill.run import run as run_recipe
 
-        overrides = list(settings or [])
+        overrides = [*(settings or []), *(["scheme.shift=true"] if shift else [])]
         try:
             result = run_recipe(
                 recipe,
@@ -270,13 +273,18 @@ def export(
     data: Data = None,
     show: Traceback = False,
 ) -> None:
-    """Write the student as ONNX, checked with onnxruntime against the trained weights."""
+    """Write the student as ONNX, checked with onnxruntime; one with early exits also in segments."""
     with _reporting(show):
         from potstill.deploy.export import export_onnx
+        from potstill.deploy.segments_export import export_run_exits
+        from potstill.folder import RunFolder
+        from potstill.models.exits import WithExits
         from potstill.run import load_student
 
-        exported = export_onnx(load_student(run_folder, data), out or run_folder / "student.onnx")
-        print(exported.describe())
+        loaded, path = load_student(run_folder, data), out or run_folder / "student.onnx"
+        print(export_onnx(loaded, path).describe())
+        if isinstance(loaded.student, WithExits):
+            print(export_run_exits(loaded, RunFolder(run_folder).early_exit, path.with_name("early_exit")))
 
 
 @app.command()

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from potstill._version import __version__
 from potstill.deploy import exit_runtime
+from potstill.deploy.early_exit import load_policy
 from potstill.deploy.exit_runtime import MANIFEST, MANIFEST_FORMAT, OnnxEarlyExit, Policy
-from potstill.deploy.export import TOLERANCE, _first_line, _quiet, _require
+from potstill.deploy.export import SAMPLES, TOLERANCE, Exportable, _first_line, _quiet, _require
 from potstill.errors import UserError
 from potstill.files import write_bytes, write_json
 from potstill.models.exits import EXIT, WithExits
@@ -26,7 +27,7 @@ from potstill.models.preprocessing import Preprocessing
 from potstill.models.segments import Segments, cut
 from potstill.models.weights import fingerprint
 
-__all__ = ["ExportedExits", "export_exits"]
+__all__ = ["ExportedExits", "export_exits", "export_run_exits"]
 
 BATCHES = (1, 7)
 
@@ -52,6 +53,32 @@ class ExportedExits:
             f"{self.folder}: onnxruntime agrees with the trained network at every exit on {self.samples} "
             f"samples (largest relative difference {self.largest_difference:.1e})"
         )
+
+
+def export_run_exits(loaded: Exportable, policy: Path, folder: Path) -> str:
+    """Write the segments of a run's student with the thresholds that the run chose.
+
+    Args:
+        loaded: The run; its student has exits.
+        policy: Its ``early_exit.json``.
+        folder: Where to.
+
+    Returns:
+        One line for people: what was written and checked, or why the network cannot be cut.
+
+    Raises:
+        UserError: If the thresholds are gone or of another network, or as :func:`export_exits` does.
+    """
+    network = loaded.student
+    assert isinstance(network, WithExits)
+    chosen = load_policy(policy, network)
+    given = loaded.samples(SAMPLES)
+    images = given.float() if given.is_floating_point() else given.float() / 255
+    reason = cut(network.model, network.paths, loaded.preprocessing.normalise(images[:2])).reason
+    if reason:
+        return f"the exits are not written, the network cannot be cut at them: {reason}"
+    options: dict[str, Any] = {"preprocessing": loaded.preprocessing, "class_names": loaded.class_names}
+    return export_exits(network, chosen, images, folder, **options).describe()
 
 
 class _Stage(nn.Module):

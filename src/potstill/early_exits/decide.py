@@ -17,7 +17,7 @@ from potstill.deploy.exit_runtime import KINDS
 from potstill.deploy.guarantee import Choice, candidates, choose, leave
 from potstill.early_exits.costs import Costs, costs_of, make_runtime, time_against_whole, typical
 from potstill.early_exits.figures import Answers, curve, exit_rows, leavers, reliability_bins, taken_row
-from potstill.early_exits.parts import Parts, parts_of
+from potstill.early_exits.parts import Parts, parts_of, seen_before
 from potstill.early_exits.shifts import SHIFTS, Shifted
 from potstill.errors import UserError
 from potstill.experiment import Experiment
@@ -101,7 +101,7 @@ def decide(experiment: Experiment, folder: RunFolder) -> EarlyExits | None:
     return EarlyExits(
         figures=figures,
         summary=_summary(chosen, figures),
-        warnings=_warnings(chosen, runtime.reason, network.paths),
+        warnings=(*_warnings(chosen, figures, network.paths), *seen_before(config, experiment.recipe)),
         leavers=leavers(chosen.policy, reporting, parts.reporting),
         bins=reliability_bins(chosen.policy, reporting),
     )
@@ -216,13 +216,16 @@ def _summary(choice: Choice, figures: Mapping[str, Any]) -> str:
     )
 
 
-def _warnings(choice: Choice, reason: str, paths: Sequence[str]) -> tuple[str, ...]:
+def _warnings(choice: Choice, figures: Mapping[str, Any], paths: Sequence[str]) -> tuple[str, ...]:
     found = []
+    ratios = [row["whole_over_early"] for row in figures["chosen"]["timed"].values()]
     if choice.note:
         found.append(f"early exit: {choice.note}")
-    if reason:
+    if figures["cannot_cut"]:
         found.append(
             f"early exit: the exits at {', '.join(paths)} save no time, the network is computed whole: it "
-            f"cannot be cut, as {reason}"
+            f"cannot be cut, as {figures['cannot_cut']}"
         )
+    elif ratios and max(ratios) <= 1:
+        found.append("early exit: it saves no time here, the whole network is as quick at every batch size")
     return tuple(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from potstill._version import __version__
 from potstill.files import write_text
 from potstill.report._details import dark_knowledge, matched, provenance
+from potstill.report._exits import exits
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
 from potstill.report._material import Material, read
@@ -42,6 +43,7 @@ def _page(material: Material) -> str:
         set_up(material),
         arms_table(material),
         networks(material),
+        exits(material),
         learning(material),
         trade_offs(material),
         classes(material),

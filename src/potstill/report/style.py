@@ -146,6 +146,19 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .guess.true span{font-weight:650;text-decoration:underline 1px;text-underline-offset:2px}
 .guess i{position:absolute;left:0;bottom:2px;height:3px;border-radius:2px;background:var(--arm);
 min-width:1px}
+.lines{display:flex;flex-wrap:wrap;gap:4px 22px;margin:14px 0 0;font-size:13.5px;color:var(--soft)}
+.lines span{display:flex;align-items:center;gap:8px}
+.lines svg{width:34px}
+.meter{display:block;height:5px;margin-top:6px;border-radius:3px;background:var(--grid);min-width:90px}
+.meter i{display:block;height:100%;border-radius:3px;background:var(--student)}
+.lost{color:var(--down)}
+h4{font-size:14px;font-weight:400;margin:0 0 8px}
+.thumbs{display:flex;flex-wrap:wrap;gap:12px 14px;margin:0 0 22px}
+.thumbs figure{width:76px}
+.thumbs img{display:block;image-rendering:pixelated;object-fit:contain;border-radius:5px;
+background:var(--grid)}
+.thumbs figcaption{font-size:12.5px;line-height:1.3;margin-top:4px;overflow-wrap:anywhere}
+.thumbs .wrong figcaption{color:var(--down)}
 .copyable{margin-bottom:22px}
 .copyable .bar{display:flex;justify-content:space-between;align-items:center;margin-bottom:8px}
 .copyable .bar h3{margin:0}
