@@ -52,9 +52,15 @@ class Method:
             if default is not None and not isinstance(default, bool | str)
         }
         inside = ", ".join(
-            f"{name}: {value}" for name, value in {"weight": self.spec.weight, **defaults}.items()
+            f"{name}: {_number(value)}" for name, value in {"weight": self.spec.weight, **defaults}.items()
         )
         return f"{self.name}: {{{inside}}}"
+
+
+def _number(value: Any) -> str:
+    """A number as YAML reads one: ``3e-05`` would be text."""
+    small = isinstance(value, float) and "e" in repr(value)
+    return f"{value:.12f}".rstrip("0") if small else str(value)
 
 
 def describe(name: str) -> Method:

@@ -88,7 +88,7 @@ def test_the_defaults_are_the_authors() -> None:
         decoupled_kl(student, teacher, target, alpha=1.0, beta=2.0, temperature=4.0),
     )
     torch.testing.assert_close(
-        dist(student, teacher), dist(student, teacher, inter=1.0, intra=1.0, temperature=4.0)
+        dist(student, teacher), dist(student, teacher, inter=1.0, intra=1.0, temperature=1.0)
     )
     assert (spec_of(dist).weight, spec_of(dist).labels, spec_of(dist).over_set) == (2.0, 1.0, True)
     assert (spec_of(decoupled_kl).weight, spec_of(decoupled_kl).target) == (1.0, True)

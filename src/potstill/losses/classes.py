@@ -102,7 +102,7 @@ def dist(
     *,
     inter: AtLeastZero = 1.0,
     intra: AtLeastZero = 1.0,
-    temperature: Positive = 4.0,
+    temperature: Positive = 1.0,
     where: Tensor | None = None,
 ) -> Tensor:
     """Pearson correlation instead of KL: the order of classes and of samples, not their values.

@@ -3,7 +3,8 @@
 Shapes: logits ``(N, C)`` or, for tokens, ``(N, L, C)``; a loss gives one value per prediction. All are
 computed in log-space and at least in float32. Forward KL makes a small student cover all that the teacher
 may say; the reverse makes it choose among it; the others stand between. The temperature is 1 by default,
-as is usual for tokens.
+as is usual for tokens. Reverse KL, Jensen-Shannon and total variation pull weakly where the student is far
+from its teacher, so the labels keep their full weight beside them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _both(
     return log_probabilities(student, temperature), log_probabilities(teacher, temperature)
 
 
-@matches("logits", weight=0.9, labels=0.1)
+@matches("logits", weight=0.9, labels=1.0)
 def reverse_kl(
     student: Tensor, teacher: Tensor, *, temperature: Positive = 1.0, where: Tensor | None = None
 ) -> Tensor:
@@ -141,7 +142,7 @@ def skew_reverse_kl(
     return masked(divergence(log_student, mixture) * temperature**2, where)
 
 
-@matches("logits", weight=0.9, labels=0.1)
+@matches("logits", weight=0.9, labels=1.0)
 def generalized_js(
     student: Tensor,
     teacher: Tensor,
@@ -197,7 +198,7 @@ def generalized_js(
     return masked(values * temperature**2 if temperature_squared else values, where)
 
 
-@matches("logits", weight=0.9, labels=0.1)
+@matches("logits", weight=0.9, labels=1.0)
 def total_variation(
     student: Tensor, teacher: Tensor, *, temperature: Positive = 1.0, where: Tensor | None = None
 ) -> Tensor:

@@ -29,9 +29,11 @@ def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple
     return blanked(student, where), blanked(teacher, where)
 
 
+# Weight: the authors' 3/1000 is for a phase without labels. Beside them its gradient is 33 times theirs
+# (ResNet-56 to ResNet-8 on CIFAR-10), and 200 steps ended 4 points below the control; see docs/results.md.
 @matches(
     "features",
-    weight=3 / 1000,
+    weight=3e-5,
     adapter=True,
     normalised=True,
     before_activation=True,
@@ -46,9 +48,9 @@ def activation_boundary(
     """Squared distance of each neuron from the side of 0 on which the teacher's stands, with a margin.
 
     Tap before the activation function. The authors use it first and alone (``until: 0.2``, here the
-    default), then train with :func:`kl` at T = 3; beside the labels it drowns them, as it sums over all
-    neurons. Over several layers they weigh them 1, 1/2, 1/4 from the last to the first: a term each, of
-    weight 0.003, 0.0015, 0.00075.
+    default), then train with :func:`kl` at T = 3. Their weight is 0.003, and over several layers they take
+    1, 1/2, 1/4 of it from the last to the first: a term each. It is a sum over all neurons, and at that
+    weight drowns the labels beside it; the default is a hundredth.
 
     Formula:
         sum over neurons of (s + m)^2 1[s > -m and t <= 0] + (s - m)^2 1[s <= m and t > 0]
@@ -80,10 +82,10 @@ def activation_boundary(
 
 
 # Weight: without a published one, chosen on CIFAR-10, ResNet-56 to ResNet-8, after 40 steps: its gradient is
-# 3 times the supervised loss's there (attention_transfer's 9 times, neuron_selectivity's 5 times).
+# 0.3 times the supervised loss's there (attention_transfer's 9 times, neuron_selectivity's 5 times).
 @matches(
     "features",
-    weight=50.0,
+    weight=5.0,
     adapter=True,
     before_activation=True,
     zero_at_equality=False,
