@@ -40,7 +40,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"experiment", "folder", "sanity"},
     {"assembly"},
-    {"cells", "networks", "early_exits", "plan"},
+    {"cells", "networks", "early_exits", "plan", "views"},
     {"outcome"},
     {"story"},
     {"run"},

@@ -64,6 +64,11 @@ class RunFolder:
         """The page for people."""
         return self.path / "report.html"
 
+    @property
+    def views(self) -> Path:
+        """A picture of what the networks see, where the recipe augments."""
+        return self.path / "views.png"
+
     def cell(self, name: str) -> Path:
         """Checkpoints and final weights of one arm and seed."""
         return self.path / "checkpoints" / name
@@ -72,6 +77,13 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run has its result."""
         return self.result.is_file()
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether nothing is there yet, but for the picture of a dry run."""
+        if self.path.exists() and not self.path.is_dir():
+            return False
+        return not self.path.is_dir() or all(path == self.views for path in self.path.iterdir())
 
     def claim(self, recipe: Recipe, environment: dict[str, Any], *, resume: bool) -> None:
         """Make the folder this run's own, on the main rank.
@@ -89,7 +101,7 @@ class RunFolder:
             self.check_same(recipe)
             distributed.barrier()
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not self.unclaimed:
             raise UserError(
                 str(self.path), "expected a new or empty folder, got one with other files; name another"
             )

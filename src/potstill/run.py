@@ -27,6 +27,7 @@ from potstill.plan import describe_plan
 from potstill.sanity import check_teacher
 from potstill.story import tell
 from potstill.train.observe import make_observer
+from potstill.views import write_views
 
 __all__ = [
     "LoadedRun",
@@ -104,7 +105,7 @@ def run(
         overrides: ``a.b=value`` settings on top of the recipe.
         resume: Go on with the run in ``out``; an empty folder starts anew, a finished run is returned.
         control: Also train the same student without distillation; without it there is no verdict.
-        dry: Load and show everything, train nothing, write nothing.
+        dry: Load and show everything, train nothing, write only ``views.png``, where there is augmentation.
         echo: Where lines of text go; only the main rank speaks.
 
     Raises:
@@ -122,6 +123,8 @@ def run(
     if dry:
         for line in describe_plan(experiment, control=control):
             say(line)
+        if folder.unclaimed and write_views(experiment, folder.views):
+            say(f"views: {folder.views}")
         return Result(folder.path, {})
     return execute(experiment, folder, resume=resume, control=control, echo=say)
 
@@ -141,6 +144,7 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     facts["search"] = [str(path) for path in experiment.search]
     ahead = list(prospect(experiment))
     folder.claim(recipe, facts, resume=resume)
+    write_views(experiment, folder.views)
     for note in (*experiment.notes, *ahead):
         echo(f"note: {note}")
     if accuracy is not None:

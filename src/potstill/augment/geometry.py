@@ -104,11 +104,10 @@ class PaddedCrop(Transform):
         """A window of each padded image."""
         rows, columns = images.shape[2:]
         places = 2 * self.padding + 1
-        top = draws.whole(1, places).to(images.device)
-        left = draws.whole(2, places).to(images.device)
-        # All windows of the padded batch, without a copy; then one is picked per sample.
-        windows = pad(images, (self.padding,) * 4).unfold(2, rows, 1).unfold(3, columns, 1)
-        return windows[torch.arange(len(images), device=images.device), :, top, left]
+        top, left = draws.whole(1, places).tolist(), draws.whole(2, places).tolist()
+        padded = pad(images, (self.padding,) * 4)
+        cuts = zip(padded, top, left, strict=True)  # views: nothing is copied but once, at the end
+        return torch.stack([image[:, y : y + rows, x : x + columns] for image, y, x in cuts])
 
 
 @dataclass(frozen=True, kw_only=True)

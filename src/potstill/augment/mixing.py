@@ -52,8 +52,9 @@ class Mixup(Mixing):
     def mix(self, images: Tensor, others: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Sums of images; integers are rounded."""
         share = self.share(draws)
-        own, rest = across(share.float(), images), across((1.0 - share).float(), images)
-        mixture = images * own + others * rest
+        kind = images.dtype if images.is_floating_point() else torch.float32
+        weight = across(share.to(kind), images)
+        mixture = torch.lerp(others.to(kind), images.to(kind), weight)
         return (mixture if images.is_floating_point() else mixture.round_()).to(images.dtype), share
 
 

@@ -117,10 +117,12 @@ class Augment:
         made = images[:count]
         for place, (name, mixing) in enumerate(self._mixings):
             rows = (which == place).nonzero()[:, 0]
-            if len(rows):
+            draws = self._draws(name, index, view)
+            if len(rows) == count:  # the usual case, without copies
+                made, share = mixing.mix(made, images[count:], draws)
+            elif len(rows):
                 there, others = rows.to(images.device), partner[rows].to(images.device)
-                draws = self._draws(name, index, view).rows(rows)
-                mixture, kept = mixing.mix(images[there], images[others], draws)
+                mixture, kept = mixing.mix(images[there], images[others], draws.rows(rows))
                 made = made.index_copy(0, there, mixture)
                 share[rows.cpu()] = kept
         return made, mixed_labels(labels[:count], labels[partner.to(labels.device)], share, classes)

@@ -1,7 +1,8 @@
-"""The sections without charts: dark knowledge, what was matched, recipe and environment."""
+"""The sections without charts: dark knowledge, views, what was matched, recipe and environment."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -9,7 +10,7 @@ from potstill.report._format import seconds_text, share_text
 from potstill.report._material import Material, section
 from potstill.report.content import Answer, Guess, Sample
 
-__all__ = ["dark_knowledge", "matched", "provenance", "provenance_text"]
+__all__ = ["dark_knowledge", "matched", "provenance", "provenance_text", "views"]
 
 
 def dark_knowledge(material: Material) -> str:
@@ -62,6 +63,20 @@ def _guesses(arm: str, guesses: Sequence[Guess], label: str) -> str:
         f'<i class="{escape(arm)}" style="width:{100 * guess.probability:.1f}%"></i></div>'
         for guess in guesses
     )
+
+
+def views(material: Material) -> str:
+    """Training samples and what the networks saw of them; nothing without augmentation."""
+    if material.views is None:
+        return ""
+    lead = (
+        "A training image of some classes in the first column, then its views of the first epochs, as the "
+        "student saw them; teacher and student always see the same view. Below each is its target."
+    )
+    source = "data:image/png;base64," + base64.b64encode(material.views).decode("ascii")
+    alt = "training images and their augmented views"
+    body = f'<div class="scroll"><img class="views" src="{source}" alt="{alt}"></div>'
+    return section("views", "What the networks saw", body, lead)
 
 
 def matched(material: Material) -> str:

@@ -26,6 +26,7 @@ class Material:
         recipe: The resolved recipe, as text.
         environment: The contents of ``environment.json``.
         metrics: The rows of ``metrics.jsonl``; empty if the file is gone.
+        views: The picture of augmented samples, where there is one.
     """
 
     content: ReportContent
@@ -33,6 +34,7 @@ class Material:
     recipe: str
     environment: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...] = ()
+    views: bytes | None = None
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -76,6 +78,7 @@ def read(run: Path) -> Material:
         recipe=_text(run / "recipe.yaml"),
         environment=_json(run / "environment.json"),
         metrics=_rows(run / "metrics.jsonl"),
+        views=(run / "views.png").read_bytes() if (run / "views.png").is_file() else None,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from potstill._version import __version__
 from potstill.files import write_text
-from potstill.report._details import dark_knowledge, matched, provenance
+from potstill.report._details import dark_knowledge, matched, provenance, views
 from potstill.report._exits import exits
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
@@ -49,6 +49,7 @@ def _page(material: Material) -> str:
         classes(material),
         dark_knowledge(material),
         calibration(material),
+        views(material),
         matched(material),
         provenance(material),
     )

@@ -1,0 +1,120 @@
+"""A picture of what the networks will see: some training samples, and several views of each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill import distributed
+from potstill.augment import AugmentConfig
+from potstill.experiment import Experiment
+from potstill.files import write_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["write_views"]
+
+SAMPLES = 6
+VIEWS = 7
+LEAST_SIDE = 72
+CAPTION = 13
+GAP = 4
+
+
+def write_views(experiment: Experiment, path: Path) -> bool:
+    """Draw a row for each of the first samples of some classes: itself, and its views of the first epochs.
+
+    Args:
+        experiment: The loaded recipe; its first seed's views are drawn, as the student sees them.
+        path: The PNG file.
+
+    Returns:
+        Whether there is anything to see: nothing is written where the recipe augments nothing.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    if experiment.recipe.augment == AugmentConfig():
+        return False
+    if distributed.is_main():
+        buffer = io.BytesIO()
+        _grid(experiment, _first_of_classes(experiment)).save(buffer, format="PNG", optimize=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, buffer.getvalue())
+    return True
+
+
+def _first_of_classes(experiment: Experiment) -> list[int]:
+    _, first = np.unique(experiment.splits.train.labels.numpy(), return_index=True)
+    return [int(position) for position in first[:SAMPLES]]
+
+
+def _grid(experiment: Experiment, positions: list[int]) -> Image:
+    """Rows of samples, columns of views, with the target under each picture."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    columns = _columns(experiment, positions)
+    height, width = columns[0][0].shape[2:]
+    scale = max(1, -(-LEAST_SIDE // min(height, width)))
+    across, down = width * scale + GAP, height * scale + CAPTION + GAP
+    sheet = Pillow.new("RGB", (len(columns) * across + GAP, len(positions) * down + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, (images, captions) in enumerate(columns):
+        for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            pixels = image.permute(1, 2, 0).numpy()
+            drawn = Pillow.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("RGB")
+            corner = (GAP + column * across, GAP + row * down)
+            sheet.paste(drawn.resize((width * scale, height * scale), Pillow.Resampling.NEAREST), corner)
+            while len(caption) > 1 and pen.textlength(caption) > width * scale:
+                caption = caption[:-1]
+            pen.text((corner[0], corner[1] + height * scale), caption, fill="black")
+    return sheet
+
+
+def _columns(experiment: Experiment, positions: list[int]) -> list[tuple[Tensor, list[str]]]:
+    """The samples themselves and each of their views: bytes ``(N, C, H, W)`` and captions."""
+    task, seed = experiment.task, experiment.recipe.seed
+    loader, prepare = experiment.training(seed)
+    plain = task.plain_batch(*experiment.splits.train.__getitems__(positions))
+    batches = [plain, *(prepare(*loader.read(positions, view), view) for view in range(VIEWS))]
+    columns = []
+    for batch in batches:
+        assert batch.target is not None
+        columns.append(
+            (_bytes(experiment, batch.input("student")), _captions(batch.target, task.class_names))
+        )
+    return columns
+
+
+def _bytes(experiment: Experiment, inputs: Tensor) -> Tensor:
+    """What the student takes, back in the range of pictures."""
+    view = experiment.task.preprocessing["student"]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
+    images = inputs.detach().float().cpu().contiguous() * std + mean
+    if experiment.splits.train.floats:  # of an unknown range: from the least to the greatest value
+        images = (images - images.amin()) / (images.amax() - images.amin()).clamp_min(1e-12)
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _captions(target: Tensor, names: Sequence[str]) -> list[str]:
+    """The class of each image, or the two it is mixed of with their shares.
+
+    >>> _captions(torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]), ("ant", "bee", "cat"))
+    ['.75 ant .25 cat', 'bee']
+    """
+    if target.dim() == 1:
+        return [names[label] for label in target.tolist()]
+    captions = []
+    for shares in target.cpu():
+        most = [int(place) for place in shares.argsort(descending=True)[:2] if float(shares[place]) > 0.005]
+        both = [f"{float(shares[place]):.2f}".lstrip("0") + f" {names[place]}" for place in most]
+        captions.append(" ".join(both) if len(both) > 1 else names[most[0]])
+    return captions
