@@ -88,7 +88,7 @@ def test_python_blocks_run(page: str, code: str, tmp_path: Path, monkeypatch: py
 def test_recipes_in_the_docs_are_valid(page: str, text: str) -> None:
     del page
     raw = yaml.safe_load(text)
-    if set(raw) == {"distill"}:
+    if set(raw) in ({"distill"}, {"augment"}):
         other = {"model": "a:b", "weights": "w"}
         raw = {"data": {"path": "x"}, "teacher": other, "student": other, **raw}
     else:
@@ -147,10 +147,10 @@ def test_documented_commands_work(place: Path, monkeypatch: pytest.MonkeyPatch) 
     runs = [line for line in said if line.split()[1] == "run" and "resnet20" not in line]
     rest = [line for line in said if line.split()[1] != "run"]
     folder = None
-    for line in [*runs, *rest]:
+    for number, line in enumerate([*runs, *rest]):
         words = shlex.split(line.replace("DIR", shlex.quote(str(place / "data"))))[1:]
         if words[0] == "run" and "--list" not in words:
-            words += SMALL + ([] if "--out" in words or "--dry" in words else ["--out", f"runs/{len(words)}"])
+            words += SMALL + ([] if "--out" in words or "--dry" in words else ["--out", f"runs/{number}"])
         elif "RUN" in words:
             assert folder is not None
             words = [str(folder) if word == "RUN" else word for word in words]

@@ -57,7 +57,7 @@ def distill(
         test: Read once at the end; ``validation`` cannot serve for it, so it is cut from ``train`` too.
         scheme: Who teaches whom, as in a recipe: ``"mutual"`` or ``{"kind": "mutual", "peers": 3}``.
         distill: What is matched, as in a recipe: ``{"kl": {"weight": 0.9, "temperature": 4}}``.
-        augment: As in a recipe: ``{"flip": 0.5, "crop": 4}``.
+        augment: As in a recipe: ``{"flip": 0.5, "crop": 4, "mixup": 0.2}``.
         epochs: Length of each training.
         class_names: Names in the order of the labels; numbers by default.
         preprocessing: Normalisation for both networks or ``{"teacher": ..., "student": ...}``; by
