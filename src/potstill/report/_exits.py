@@ -148,7 +148,7 @@ def _policy_table(found: Mapping[str, Any]) -> str:
 def _shifts(found: Mapping[str, Any]) -> str:
     if not found["shift"]:
         return ""
-    heads = ("Images", "Whole network", "Early exit", "Lost at most", "Leave early", "Operations", "Promise")
+    heads = ("Images", "Whole network", "Early exit", "Wrongly left", "Leave early", "Operations", "Promise")
     rows = [
         (
             f"{escape(row['name'])} <small>{escape(row['what'])}</small>",

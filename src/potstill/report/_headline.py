@@ -125,6 +125,14 @@ def set_up(material: Material) -> str:
 Cell = Callable[[str], str]
 
 
+def _but(material: Material) -> str:
+    exits = material.result.get("early_exit") or {}
+    chosen_by_test = exits.get("calibration", {}).get("part") == "test"
+    return (
+        ", but for the thresholds of the early exits, which change no figure here" if chosen_by_test else ""
+    )
+
+
 def arms_table(material: Material) -> str:
     """One column an arm, one row a measure."""
     heads = "".join(
@@ -148,11 +156,8 @@ def arms_table(material: Material) -> str:
             head = f'<th colspan="{len(material.arms) + 1}" scope="colgroup">{group}</th>'
             body += f'<tbody><tr class="group">{head}</tr>{lines}</tbody>'
     count = material.result.get("test_samples")
-    lead = (
-        f"Measured on {int(count):,} test samples; nothing was trained on them or chosen by them."
-        if count
-        else ""
-    )
+    clean = f"nothing was trained on them or chosen by them{_but(material)}"
+    lead = f"Measured on {int(count):,} test samples; {clean}." if count else ""
     table = f'<table class="arms"><thead><tr><td></td>{heads}</tr></thead>{body}</table>'
     return section("arms", "The arms", table, lead)
 
