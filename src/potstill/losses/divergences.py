@@ -3,7 +3,7 @@
 Shapes: logits ``(N, C)`` or, for tokens, ``(N, L, C)``; a loss gives one value per prediction. All are
 computed in log-space and at least in float32. Forward KL makes a small student cover all that the teacher
 may say; the reverse makes it choose among it; the others stand between. The temperature is 1 by default,
-as is usual for tokens. Reverse KL, Jensen-Shannon and total variation pull weakly where the student is far
+as is usual for tokens. Reverse KL (skewed too), Jensen-Shannon and total variation pull weakly where the student is far
 from its teacher, so the labels keep their full weight beside them.
 """
 
@@ -102,7 +102,7 @@ def skew_kl(
     return masked(divergence(log_teacher, mixture) * temperature**2, where)
 
 
-@matches("logits", weight=0.9, labels=0.1)
+@matches("logits", weight=0.9, labels=1.0)
 def skew_reverse_kl(
     student: Tensor,
     teacher: Tensor,

@@ -194,7 +194,7 @@ def probability_mse(
     return masked(difference.square().sum(dim=-1), where)
 
 
-@matches("logits", weight=1.0)
+@matches("logits", weight=0.1)
 def logit_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
     """Mean squared difference of the logits themselves, before any softmax.
 
