@@ -3,8 +3,8 @@
 Shapes: logits ``(N, C)`` or, for tokens, ``(N, L, C)``; a loss gives one value per prediction. All are
 computed in log-space and at least in float32. Forward KL makes a small student cover all that the teacher
 may say; the reverse makes it choose among it; the others stand between. The temperature is 1 by default,
-as is usual for tokens. Reverse KL (skewed too), Jensen-Shannon and total variation pull weakly where the student is far
-from its teacher, so the labels keep their full weight beside them.
+as is usual for tokens. Reverse KL (skewed too), Jensen-Shannon and total variation pull weakly where the
+student is far from its teacher, so the labels keep their full weight beside them.
 """
 
 from __future__ import annotations
