@@ -203,7 +203,7 @@ def test_a_killed_comparison_goes_on_to_the_same_end(tiny: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=TWO_CORES)])
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny: Any, tmp_path: Path, jobs: str) -> None:
-    words = ["compare", str(tiny.recipe), "--methods", "kl", "--seeds", "2", "--set", "train.epochs=400"]
+    words = ["compare", str(tiny.recipe), "--methods", "kl", "--seeds", "2", "--set", "train.epochs=9000"]
     words += ["--data", str(tiny.root), "--out", str(tmp_path / "out"), "--jobs", jobs]
     process = subprocess.Popen(
         [sys.executable, "-m", "potstill", *words],
