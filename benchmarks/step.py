@@ -32,10 +32,11 @@ from potstill.models.cifar import resnet20, resnet56
 from potstill.models.preprocessing import IMAGENET
 from potstill.objective import Objective
 from potstill.schemes import Offline
-from potstill.train.loop import Training, Wishes
+from potstill.train.loop import Training
 from potstill.train.observe import MetricsFile
 from potstill.train.precision import Precision, choose
 from potstill.train.settings import TrainConfig
+from potstill.train.wishes import Wishes
 
 BATCH = 128
 STAGES = ("layer1", "layer2", "layer3")
@@ -143,12 +144,14 @@ class Package:
             evaluate=lambda model: {"accuracy": 0.0},
             metric="accuracy",
         )
+        self.training.learners.begin()
         self.batches = self.training.course.batches(0, prepare)
 
     def step(self) -> float:
         """Seconds of one step."""
         start = time.perf_counter()
-        self.training.advance(next(self.batches), Wishes())
+        self.training.stepper.take(self.training.step, next(self.batches), Wishes())
+        self.training.step += 1
         return time.perf_counter() - start
 
 

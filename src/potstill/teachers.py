@@ -17,7 +17,7 @@ from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.taps import INPUT, Tapped
 
-__all__ = ["Ensemble", "Frozen", "Teacher", "as_teacher"]
+__all__ = ["Ensemble", "Frozen", "Teacher", "as_teacher", "mean_log_probabilities"]
 
 
 @runtime_checkable
@@ -155,7 +155,7 @@ class Ensemble(nn.Module):
             shapes = [tuple(answer.output.shape) for answer in answers]
             if len(set(shapes)) > 1:
                 raise UserError("teacher", f"an ensemble needs outputs of one shape, got {shapes}")
-            return Signals(_mean_log_probabilities([answer.output for answer in answers]), answers[0].taps)
+            return Signals(mean_log_probabilities([answer.output for answer in answers]), answers[0].taps)
 
 
 def _by_its_input(batch: Batch) -> Batch:
@@ -166,7 +166,7 @@ def _by_its_input(batch: Batch) -> Batch:
     return dataclasses.replace(batch, inputs={**batch.inputs, "teacher": inputs.detach().requires_grad_()})
 
 
-def _mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
+def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Logarithm of the mean of the softmax probabilities, ``(N, C)``, in float32 or better."""
     logs = [_precise(each).log_softmax(dim=-1) for each in logits]
     return torch.stack(logs).logsumexp(dim=0) - math.log(len(logs))

@@ -30,7 +30,7 @@ def _comparable(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple
 
 
 # Weight: the authors' 3/1000 is for a phase without labels. Beside them its gradient is 33 times theirs
-# (ResNet-56 to ResNet-8 on CIFAR-10), and 200 steps ended 4 points below the control; see docs/results.md.
+# (ResNet-56 to ResNet-8 on CIFAR-10), and 200 steps ended 6 points below the control; see docs/results.md.
 @matches(
     "features",
     weight=3e-5,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
@@ -16,6 +14,7 @@ from potstill.objective import Objective
 from potstill.schemes.offline import Offline
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied
+from potstill.teachers import mean_log_probabilities
 
 __all__ = ["DeepSupervision"]
 
@@ -44,6 +43,7 @@ class DeepSupervision(nn.Module):
         Zhang and others, "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks
         via Self Distillation", 2019, https://arxiv.org/abs/1905.08094
 
+    >>> import torch
     >>> from torch.nn.functional import cross_entropy
     >>> convolutions = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2)
     >>> net = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(72, 3))
@@ -176,12 +176,4 @@ class DeepSupervision(nn.Module):
         if self.taught_by == "deepest":
             return Signals(answer.output.detach(), taps)
         outputs = [answer.output, *(answer.taps[EXIT + path] for path in self._exits)]
-        return Signals(_mean_log_probabilities(outputs).detach(), taps)
-
-
-def _mean_log_probabilities(outputs: list[Tensor]) -> Tensor:
-    logs = [
-        (output if output.dtype == torch.float64 else output.float()).log_softmax(dim=-1)
-        for output in outputs
-    ]
-    return torch.stack(logs).logsumexp(dim=0) - math.log(len(logs))
+        return Signals(mean_log_probabilities(outputs).detach(), taps)

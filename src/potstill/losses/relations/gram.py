@@ -20,7 +20,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 # Weight: published ones (50) are for a phase without labels, where its gradient is 39 times theirs (ResNet-56
-# to ResNet-8 on CIFAR-10). Beside them 200 steps ended 5 points below the control; see docs/results.md.
+# to ResNet-8 on CIFAR-10). Beside them 200 steps ended 6 points below the control; see docs/results.md.
 @matches("maps", weight=5.0, spans="neighbours", adapter=True, until=0.2)
 def fsp(student: Pair, teacher: Pair, *, where: Tensor | None = None) -> Tensor:
     """Mean squared difference of the flow from one layer to the next: their channels' inner products.
