@@ -47,15 +47,16 @@ def compare(
         UserError: If the loss cannot compare what the two networks gave, or lacks labels.
     """
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
-        return _value(term, term.function, student.output, teacher.output.detach(), batch, batch.where)
+        return _value(term, term.function, student.output, _constant(teacher.output), batch, batch.where)
     pairs = list(pairs)
     mask = batch.where
     if mask is not None and term.signal not in ("tokens", "attention"):
         mask = any_valid(mask)
     ours = [_brought(term, student.output, student.taps[pair.key]) for pair in pairs]
     if term.signal != "gradients":
-        teacher = Signals(teacher.output, {path: tap.detach() for path, tap in teacher.taps.items()})
-    theirs = [_brought(term, teacher.output, teacher.taps[pair.teacher]) for pair in pairs]
+        theirs = [_brought(term, teacher.output, _constant(teacher.taps[pair.teacher])) for pair in pairs]
+    else:
+        theirs = [_brought(term, teacher.output, teacher.taps[pair.teacher]) for pair in pairs]
     values = []
     for place, given in enumerate(_spans(term, ours, theirs)):
         key = pairs[place].matcher
@@ -63,6 +64,10 @@ def compare(
         values.append(_value(term, call, *given, batch, mask))
     total = torch.stack(values).sum()
     return total if term.spec.combine == "sum" else total / len(values)
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _told(matcher: nn.Module, batch: Batch) -> Callable[..., Tensor]:
