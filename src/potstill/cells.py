@@ -68,6 +68,11 @@ class Finished:
     networks: list[str] = field(default_factory=list)
     chosen: str = "student"
 
+    @property
+    def last_is_best(self) -> bool:
+        """Whether the last weights are those of the best epoch."""
+        return 0 < self.best_epoch == len(self.history) and self.history[-1]["step"] == self.steps
+
     def load(self, model: nn.Module, which: Which) -> nn.Module:
         """``model`` with the weights of the last or the best epoch, in eval mode."""
         load_weights(model, self.folder / f"{which}.safetensors", f"{self.cell.name}/{which}")

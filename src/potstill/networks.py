@@ -1,8 +1,9 @@
-"""All networks that a scheme trained, on the test part: peers, generations, exits, and their ensembles."""
+"""What trained networks answer on the test part, each computed once: cells, peers, generations, exits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,25 +12,59 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill import quality
-from potstill.cells import Finished
+from potstill.cells import Finished, Which
 from potstill.data import ImageSet
+from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.models.exits import EXIT, WithExits
 from potstill.models.weights import load_weights
 from potstill.schemes.settings import BornAgainConfig, MutualConfig
 
-__all__ = ["DEEPEST", "evaluate_networks", "exit_logits"]
+__all__ = ["DEEPEST", "ByExit", "evaluate_networks", "exit_logits", "predict_cell", "test_logits"]
 
-Labels = NDArray[np.int64]
+Logits = NDArray[np.float32]
+ByExit = Mapping[str, Logits]
+"""Logits ``(N, C)`` by exit, in the order of depth; a network without exits has the deepest alone."""
 DEEPEST = "deepest"
 
 
-def evaluate_networks(experiment: Experiment, cells: Sequence[Finished], labels: Labels) -> dict[str, Any]:
+def test_logits(cell: Finished, which: Which) -> Path:
+    """Where a cell keeps its logits on the test part, if it keeps them."""
+    return cell.folder / f"test-{which}.npy"
+
+
+def predict_cell(experiment: Experiment, cell: Finished) -> dict[Which, ByExit]:
+    """What a cell's last and best weights answer on the test part; every process must ask.
+
+    Logits that the cell keeps are read, and where its last epoch is its best they are computed once.
+
+    Raises:
+        UserError: If they are not finite.
+    """
+    last = _predicted(experiment, cell, "last")
+    return {"last": last, "best": last if cell.last_is_best else _predicted(experiment, cell, "best")}
+
+
+def _predicted(experiment: Experiment, cell: Finished, which: Which) -> ByExit:
+    model = experiment.blank(cell.cell.arm)
+    if test_logits(cell, which).is_file() and not isinstance(model, WithExits):
+        return {DEEPEST: np.load(test_logits(cell, which))}
+    cell.load(model, which)
+    answers = exit_logits(experiment, model, experiment.splits.test)
+    if not np.isfinite(answers[DEEPEST]).all():
+        raise UserError(cell.cell.name, f"its {which} weights give NaN or infinite logits on the test part")
+    return answers
+
+
+def evaluate_networks(
+    experiment: Experiment, cells: Sequence[Finished], answers: Sequence[ByExit], labels: NDArray[np.int64]
+) -> dict[str, Any]:
     """What ``result.json`` holds of the networks beside the student.
 
     Args:
         experiment: The loaded recipe.
         cells: The student's finished cells.
+        answers: Of their selected weights on the test part.
         labels: Of the test part, ``(N,)``.
 
     Returns:
@@ -40,7 +75,8 @@ def evaluate_networks(experiment: Experiment, cells: Sequence[Finished], labels:
     Raises:
         UserError: If weights of a network are gone.
     """
-    found = [_logits(experiment, cell) for cell in cells]
+    pairs = zip(cells, answers, strict=True)
+    found = [mine if len(mine) > 1 else _logits(experiment, cell) for cell, mine in pairs]
     if not found or not found[0]:
         return {}
     row: dict[str, Any] = {
@@ -52,12 +88,8 @@ def evaluate_networks(experiment: Experiment, cells: Sequence[Finished], labels:
     return row
 
 
-def _logits(experiment: Experiment, cell: Finished) -> dict[str, NDArray[np.float32]]:
-    """Logits ``(N, C)`` of each network, or exit, of one cell."""
-    student = experiment.blank("student")
-    if isinstance(student, WithExits):
-        cell.load(student, experiment.recipe.train.select)
-        return exit_logits(experiment, student, experiment.splits.test)
+def _logits(experiment: Experiment, cell: Finished) -> ByExit:
+    """Logits of each network of one cell."""
     found = {}
     part = experiment.evaluation(experiment.splits.test)
     for name, network in experiment.networks().items() if cell.networks else ():
@@ -66,17 +98,18 @@ def _logits(experiment: Experiment, cell: Finished) -> dict[str, NDArray[np.floa
     return found
 
 
-def exit_logits(experiment: Experiment, network: WithExits, part: ImageSet) -> dict[str, NDArray[np.float32]]:
-    """Logits ``(N, C)`` of every exit by name, the deepest last.
+def exit_logits(experiment: Experiment, network: nn.Module, part: ImageSet) -> ByExit:
+    """Logits of every exit, of a network without exits its answer alone.
 
     Args:
         experiment: The loaded recipe.
-        network: The trained network with its exits.
+        network: The trained network.
         part: What it answers to; every process must ask.
     """
-    names = [*network.paths, DEEPEST]
-    every = _AllExits(network).to(experiment.device)
-    answers = experiment.task.predict(every, experiment.evaluation(part), "student")
+    paths = network.paths if isinstance(network, WithExits) else ()
+    every = _AllExits(network) if isinstance(network, WithExits) else network
+    answers = experiment.task.predict(every.to(experiment.device), experiment.evaluation(part), "student")
+    names = [*paths, DEEPEST]
     return {name: some.numpy() for name, some in zip(names, answers.chunk(len(names), 1), strict=True)}
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill import distributed, measure, quality
-from potstill.cells import Finished, Which
-from potstill.errors import UserError
+from potstill.cells import Finished
 from potstill.experiment import Arm, Experiment
 from potstill.folder import RunFolder
 from potstill.models.weights import save_weights
-from potstill.networks import evaluate_networks
+from potstill.networks import DEEPEST, ByExit, evaluate_networks, predict_cell
 from potstill.schemes.settings import DeepSupervisionConfig
 from potstill.verdict import Verdict, compare, mean_interval
 
@@ -27,8 +25,6 @@ __all__ = [
     "conclude",
     "measure_models",
     "predict_teacher",
-    "predict_test",
-    "test_logits",
 ]
 
 Logits = NDArray[np.float32]
@@ -41,22 +37,31 @@ class ArmOutcome:
 
     Attributes:
         cells: Its finished cells, by seed.
-        selected: Logits ``(seeds, N, C)`` of the selected weights.
+        answers: Of the selected weights, one a seed.
         last: Accuracy of the last epoch's weights per seed.
         best: Accuracy of the best epoch's weights per seed (best by validation).
     """
 
     cells: Sequence[Finished]
-    selected: Logits
+    answers: Sequence[ByExit]
     last: tuple[float, ...]
     best: tuple[float, ...]
+
+    @property
+    def selected(self) -> Logits:
+        """Logits ``(seeds, N, C)`` of the whole networks."""
+        return np.stack([answers[DEEPEST] for answers in self.answers])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Everything that was found out, for ``result.json`` and the report."""
+    """Everything that was found out, for ``result.json`` and the report.
+
+    ``shipped`` is what the network in ``student.safetensors`` answers on the test part.
+    """
 
     result: dict[str, Any]
+    shipped: ByExit
     verdict: Verdict | None
     labels: NDArray[np.int64]
     teacher: Logits | None
@@ -98,13 +103,19 @@ def conclude(
         verdict = compare(
             _correct(arms["student"].selected, labels), _correct(arms["control"].selected, labels)
         )
-    result = _result(experiment, arms, teacher, labels, verdict, measured)
-    outcome = Outcome(
-        result=result, verdict=verdict, labels=labels, teacher=teacher, arms=arms, measured=measured
-    )
+    student = arms["student"]
+    best = _best_seed(experiment, student.cells)
     if distributed.is_main():
-        _keep_student(experiment, arms["student"], folder)
-    return outcome
+        _keep_student(experiment, student.cells[best], folder)
+    return Outcome(
+        result=_result(experiment, arms, teacher, labels, verdict, measured),
+        shipped=student.answers[best],
+        verdict=verdict,
+        labels=labels,
+        teacher=teacher,
+        arms=arms,
+        measured=measured,
+    )
 
 
 def predict_teacher(experiment: Experiment) -> Logits | None:
@@ -136,40 +147,14 @@ def _arms(
         mine = [cell for cell in cells if cell.cell.arm == arm]
         if not mine:
             continue
-        logits: dict[Which, list[Logits]] = {"last": [], "best": []}
-        for cell in mine:
-            for which in ("last", "best"):
-                logits[which].append(predict_test(experiment, cell, which))
+        answers = [predict_cell(experiment, cell) for cell in mine]
         arms[arm] = ArmOutcome(
             cells=mine,
-            selected=np.stack(logits[selected]),
-            last=tuple(quality.accuracy(one, labels) for one in logits["last"]),
-            best=tuple(quality.accuracy(one, labels) for one in logits["best"]),
+            answers=[one[selected] for one in answers],
+            last=tuple(quality.accuracy(one["last"][DEEPEST], labels) for one in answers),
+            best=tuple(quality.accuracy(one["best"][DEEPEST], labels) for one in answers),
         )
     return arms
-
-
-def test_logits(cell: Finished, which: Which) -> Path:
-    """Where a cell keeps its logits on the test part, if it keeps them."""
-    return cell.folder / f"test-{which}.npy"
-
-
-def predict_test(experiment: Experiment, cell: Finished, which: Which) -> Logits:
-    """A cell's logits on the test part, ``(N, C)``: those that it keeps, or computed here.
-
-    Raises:
-        UserError: If they are not finite.
-    """
-    if test_logits(cell, which).is_file():
-        kept: Logits = np.load(test_logits(cell, which))
-        return kept
-    model = cell.load(experiment.blank(cell.cell.arm), which).to(experiment.device)
-    logits: Logits = experiment.task.predict(
-        model, experiment.evaluation(experiment.splits.test), "student"
-    ).numpy()
-    if not np.isfinite(logits).all():
-        raise UserError(cell.cell.name, f"its {which} weights give NaN or infinite logits on the test part")
-    return logits
 
 
 def _correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -197,7 +182,7 @@ def _result(
     for arm, outcome in arms.items():
         size = measured.get(arm, measured["student"])
         models[arm] = {**_arm_result(outcome, teacher, labels), **_sizes(size)}
-    student_cells = arms["student"].cells
+    student = arms["student"]
     return {
         "task": experiment.recipe.task,
         "metric": experiment.task.metric,
@@ -211,8 +196,8 @@ def _result(
         "reason": "no control was trained (--no-control)" if verdict is None else verdict.reason,
         "selected": experiment.recipe.train.select,
         "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
-        "samples_per_second": float(np.mean([cell.samples_per_second for cell in student_cells])),
-        **evaluate_networks(experiment, student_cells, labels),
+        "samples_per_second": float(np.mean([cell.samples_per_second for cell in student.cells])),
+        **evaluate_networks(experiment, student.cells, student.answers, labels),
     }
 
 
@@ -251,19 +236,23 @@ def _sizes(measured: measure.Measured) -> dict[str, Any]:
     }
 
 
-def _keep_student(experiment: Experiment, student: ArmOutcome, folder: RunFolder) -> None:
-    """The shipped weights: the seed whose selected epoch did best on validation, never on test."""
-    which = experiment.recipe.train.select
+def _best_seed(experiment: Experiment, cells: Sequence[Finished]) -> int:
+    """The place of the cell whose selected epoch did best on validation, never on test."""
 
     def validation(cell: Finished) -> float:
-        row = cell.history[-1] if which == "last" else cell.history[cell.best_epoch - 1]
+        row = cell.history[-1 if experiment.recipe.train.select == "last" else cell.best_epoch - 1]
         return row[experiment.task.metric]
 
-    chosen = max(student.cells, key=validation)
-    model = chosen.load(experiment.blank("student"), which)
+    return max(range(len(cells)), key=lambda place: validation(cells[place]))
+
+
+def _keep_student(experiment: Experiment, cell: Finished, folder: RunFolder) -> None:
+    """Write the shipped weights."""
+    which = experiment.recipe.train.select
+    model = cell.load(experiment.blank("student"), which)
     preprocessing = experiment.task.preprocessing["student"]
     metadata = {
-        "seed": str(chosen.cell.seed),
+        "seed": str(cell.cell.seed),
         "selected": which,
         "classes": "\n".join(experiment.task.class_names),
         "preprocessing": preprocessing.describe(),

@@ -186,7 +186,7 @@ def report_cells(
 ) -> None:
     """Conclude finished cells and write ``result.json`` and the report into their run folder."""
     outcome = conclude(experiment, cells, folder, shared)
-    exits = decide(experiment, folder)
+    exits = decide(experiment, folder, outcome.shipped)
     warnings = [*_warnings(outcome.result), *(exits.warnings if exits else ())]
     if exits is not None:
         outcome.result["early_exit"] = exits.figures

@@ -11,13 +11,13 @@ import torch
 
 from potstill import quality
 from potstill.answers import Answers
-from potstill.cells import Finished, Which, train_cell
+from potstill.cells import Finished, train_cell
 from potstill.compare.place import Job, Place
 from potstill.config import Recipe
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.files import write_atomic, write_json
-from potstill.outcome import predict_test, test_logits
+from potstill.networks import DEEPEST, predict_cell, test_logits
 from potstill.train.observe import Many, make_observer
 
 __all__ = ["experiment_of", "read_cell", "reason", "run_cell"]
@@ -61,9 +61,10 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
     peak = memory.peak()
     labels = experiment.splits.test.labels.numpy()
     scores = {}
-    for which in ("last", "best"):
-        logits = _answers(experiment, trained, which)
-        scores[which] = quality.accuracy(logits, labels)
+    for which, answers in predict_cell(experiment, trained).items():
+        with write_atomic(test_logits(trained, which)) as aside:
+            np.save(aside, answers[DEEPEST])
+        scores[which] = quality.accuracy(answers[DEEPEST], labels)
     row: dict[str, Any] = {
         **scores,
         "metric": experiment.task.metric,
@@ -75,19 +76,6 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
     }
     write_json(folder / "cell.json", row)
     return True
-
-
-def _answers(experiment: Experiment, cell: Finished, which: Which) -> quality.Floats:
-    """Logits on the test part, kept in the cell's folder."""
-    path = test_logits(cell, which)
-    last_is_best = 0 < cell.best_epoch == len(cell.history) and cell.history[-1]["step"] == cell.steps
-    if which == "best" and last_is_best:
-        logits = np.load(test_logits(cell, "last"))
-    else:
-        logits = predict_test(experiment, cell, which)
-    with write_atomic(path) as aside:
-        np.save(aside, logits)
-    return np.asarray(logits, dtype=np.float64)
 
 
 def reason(error: Exception) -> str:

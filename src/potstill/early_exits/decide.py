@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from potstill import distributed
 from potstill.data import ImageSet
+from potstill.data.dataset import Subset
 from potstill.deploy.early_exit import EarlyExit, save_policy
 from potstill.deploy.exit_runtime import KINDS
 from potstill.deploy.guarantee import Choice, candidates, choose, leave
@@ -25,7 +26,7 @@ from potstill.folder import RunFolder
 from potstill.measure import macs
 from potstill.models.exits import WithExits
 from potstill.models.weights import load_weights
-from potstill.networks import exit_logits
+from potstill.networks import ByExit, exit_logits
 from potstill.report.content import Bin, Leaver
 from potstill.schemes.settings import DeepSupervisionConfig
 
@@ -53,12 +54,13 @@ class EarlyExits:
     bins: Mapping[str, tuple[Bin, ...]]
 
 
-def decide(experiment: Experiment, folder: RunFolder) -> EarlyExits | None:
+def decide(experiment: Experiment, folder: RunFolder, answers: ByExit) -> EarlyExits | None:
     """Choose thresholds, write ``early_exit.json``, and evaluate; every process must ask.
 
     Args:
         experiment: The loaded recipe.
         folder: Holds ``student.safetensors``.
+        answers: What that network answers on the test part.
 
     Returns:
         What was found, on the main process and for a student with exits; else ``None``.
@@ -78,10 +80,11 @@ def decide(experiment: Experiment, folder: RunFolder) -> EarlyExits | None:
         network = network.to(memory_format=torch.channels_last)
     parts = parts_of(config, experiment.splits)
     calibration, reporting = (
-        _answers(experiment, network, part) for part in (parts.calibration, parts.reporting)
+        _answers(part, _of(part, experiment, network, answers))
+        for part in (parts.calibration, parts.reporting)
     )
     shifted = {
-        shift: _answers(experiment, network, Shifted(parts.reporting, shift))
+        shift: _answers(parts.reporting, exit_logits(experiment, network, Shifted(parts.reporting, shift)))
         for shift in (SHIFTS if config.shift else ())
     }
     if not distributed.is_main():
@@ -107,8 +110,16 @@ def decide(experiment: Experiment, folder: RunFolder) -> EarlyExits | None:
     )
 
 
-def _answers(experiment: Experiment, network: WithExits, part: ImageSet) -> Answers:
-    by_name = exit_logits(experiment, network, part)
+def _of(part: ImageSet, experiment: Experiment, network: WithExits, answers: ByExit) -> ByExit:
+    """The answers on a part: those on the test part are known."""
+    if part is experiment.splits.test:
+        return answers
+    if isinstance(part, Subset) and part.whole is experiment.splits.test:
+        return {name: logits[part.indices] for name, logits in answers.items()}
+    return exit_logits(experiment, network, part)
+
+
+def _answers(part: ImageSet, by_name: ByExit) -> Answers:
     for name, logits in by_name.items():
         if not np.isfinite(logits).all():
             raise UserError(f"exit '{name}'", "gives NaN or infinite logits; its thresholds mean nothing")
