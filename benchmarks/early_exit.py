@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from potstill.augment import Augment, AugmentConfig
 from potstill.deploy import Choice, EarlyExit, OnnxEarlyExit, Policy, choose, export_exits, export_onnx
-from potstill.deploy.guarantee import leave
+from potstill.deploy.candidates import leave
 from potstill.environment import processor
 from potstill.losses import kl
 from potstill.measure import parameters

@@ -17,6 +17,7 @@ from potstill.cli import app
 from potstill.data import Splits
 from potstill.data.arrays import ArraySet
 from potstill.data.dataset import Subset
+from potstill.data.loader import Loader
 from potstill.deploy.early_exit import EarlyExit, load_policy
 from potstill.deploy.guarantee import least_promise
 from potstill.early_exits import Parts, parts_of
@@ -27,6 +28,7 @@ from potstill.models.exits import WithExits
 from potstill.report import render
 from potstill.run import load_student, run
 from potstill.schemes.settings import DeepSupervisionConfig
+from potstill.tasks import Classification
 from tests.test_schemes_run import write
 
 HALF = "{kind: deep_supervision, exits: [first], calibrate_on: 0.5, max_loss: 0.2}"
@@ -93,6 +95,23 @@ def test_the_figures_are_those_of_the_reporting_half(done: tuple[Path, Any, str]
     assert float((left.logits.argmax(dim=1) == labels).double().mean()) == pytest.approx(chosen["accuracy"])
     shares = left.exits.bincount(minlength=2) / len(part)
     assert shares.tolist() == pytest.approx(chosen["shares"])
+
+
+def test_every_network_answers_the_test_part_once(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    predict = Classification.predict
+
+    def counted(self: Classification, model: Any, loader: Loader, role: str) -> Tensor:
+        asked.append(len(loader.dataset))
+        return predict(self, model, loader, role)
+
+    monkeypatch.setattr(Classification, "predict", counted)
+    result, _ = go(tiny, tmp_path / "run", HALF, epochs=1)  # the last epoch is the best
+    assert len(result.data["networks"]) == 2
+    assert asked.count(result.data["test_samples"]) == 2  # the control, and the student with all exits
+    assert result.data["early_exit"]["reporting"]["samples"] not in asked
 
 
 def arrays(count: int) -> ArraySet:

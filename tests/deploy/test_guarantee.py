@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from potstill.deploy.candidates import temperature
 from potstill.deploy.exit_runtime import KINDS, Judge, Policy
-from potstill.deploy.guarantee import Choice, choose, least_promise, temperature, upper_bound
+from potstill.deploy.guarantee import Choice, choose, least_promise, upper_bound
 from potstill.errors import UserError
 
 CLASSES = 4

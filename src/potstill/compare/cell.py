@@ -60,7 +60,7 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
         return False
     peak = memory.peak()
     labels = experiment.splits.test.labels.numpy()
-    scores = {}
+    scores: dict[str, float] = {}
     for which, answers in predict_cell(experiment, trained).items():
         with write_atomic(test_logits(trained, which)) as aside:
             np.save(aside, answers[DEEPEST])

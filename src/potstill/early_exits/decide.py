@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from potstill import distributed
 from potstill.data import ImageSet
 from potstill.data.dataset import Subset
+from potstill.deploy.candidates import candidates, leave
 from potstill.deploy.early_exit import EarlyExit, save_policy
 from potstill.deploy.exit_runtime import KINDS
-from potstill.deploy.guarantee import Choice, candidates, choose, leave
+from potstill.deploy.guarantee import Choice, choose
 from potstill.early_exits.costs import Costs, costs_of, make_runtime, time_against_whole, typical
 from potstill.early_exits.figures import Answers, curve, exit_rows, leavers, reliability_bins, taken_row
 from potstill.early_exits.parts import Parts, parts_of, seen_before

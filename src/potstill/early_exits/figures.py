@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from potstill import quality
 from potstill.data import ImageSet
+from potstill.deploy.candidates import leave
 from potstill.deploy.exit_runtime import Policy
-from potstill.deploy.guarantee import leave
 from potstill.early_exits.costs import Costs
 from potstill.report.content import Bin, Leaver, picture
 from potstill.report.evidence import arm_detail

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from potstill.deploy.guarantee import least_promise, num_tested
+from potstill.deploy.candidates import num_tested
+from potstill.deploy.guarantee import least_promise
 from potstill.early_exits.parts import parts_of, seen_before
 from potstill.experiment import Experiment
 from potstill.models.exits import WithExits
