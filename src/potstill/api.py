@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from potstill import distributed
-from potstill.assembly import assemble
+from potstill.assembly import assemble, of_images
 from potstill.config import Recipe, from_mapping
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
@@ -143,7 +143,8 @@ def _experiment(
     for role in ("student", "teacher") if teacher is not None else ("student",):
         if role not in views:
             raise UserError(f"preprocessing.{role}", f"missing; got {sorted(views)}")
-    return assemble(recipe, splits, teacher=teacher, student=first, fresh=fresh, preprocessing=views)
+    task = of_images(recipe, splits, views)
+    return assemble(recipe, splits, teacher=teacher, student=first, fresh=fresh, task=task)
 
 
 def _preprocessing(

@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from potstill.batch import ask
 from potstill.config import Recipe
-from potstill.data import Splits, load_data
+from potstill.data import ImageSet, Splits, load_data
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.models.load import ModelConfig, build
@@ -21,11 +23,12 @@ from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.models.weights import load_weights
 from potstill.schemes.settings import DeepSupervisionConfig, others_of
 from potstill.specs import find
-from potstill.tasks import Classification
+from potstill.taps import first_tensor
+from potstill.tasks import Classification, Task
 from potstill.train.course import Course
 from potstill.train.precision import choose
 
-__all__ = ["assemble", "load_experiment", "rehearse", "search_path"]
+__all__ = ["assemble", "load_experiment", "of_images", "rehearse", "search_path"]
 
 
 def search_path(data: Path | None) -> tuple[Path, ...]:
@@ -47,6 +50,11 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     Raises:
         UserError: Whatever is missing or does not fit, at its dotted key.
     """
+    _check_weights(recipe)
+    return _of_images(recipe, search)
+
+
+def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     splits = load_data(recipe.data, search=search)
     num_classes = len(splits.train.class_names)
 
@@ -56,7 +64,6 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
             load_weights(model, find(config.weights, search, f"{where}.weights"), f"{where}.weights")
         return model
 
-    _check_weights(recipe)
     channels = splits.train.channels
     teacher = None if recipe.teacher is None else made(recipe.teacher, "teacher")
     torch.manual_seed(recipe.seed)
@@ -71,12 +78,24 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
         teacher=teacher,
         student=student,
         fresh=lambda: made(recipe.student, "student"),
-        preprocessing=views,
+        task=of_images(recipe, splits, views),
         others=tuple(
             functools.partial(made, config, f"scheme.networks.{place}")
             for place, config in enumerate(others_of(recipe.scheme))
         ),
         search=tuple(search),
+    )
+
+
+def of_images(
+    recipe: Recipe, splits: Splits[ImageSet], preprocessing: Mapping[str, Preprocessing]
+) -> Classification:
+    """The task of a recipe for images, its networks' preprocessing by role."""
+    return Classification(
+        class_names=splits.train.class_names,
+        preprocessing=preprocessing,
+        augmentation=recipe.augment,
+        label_smoothing=recipe.train.label_smoothing,
     )
 
 
@@ -102,25 +121,18 @@ def _check_weights(recipe: Recipe) -> None:
 
 def assemble(
     recipe: Recipe,
-    splits: Splits,
+    splits: Splits[Any],
     *,
     teacher: nn.Module | None,
     student: nn.Module,
     fresh: Callable[[], nn.Module],
-    preprocessing: Mapping[str, Preprocessing],
+    task: Task,
     others: tuple[Callable[[], nn.Module], ...] = (),
     search: tuple[Path, ...] = (),
 ) -> Experiment:
     """An experiment from loaded parts; the command line and ``potstill.distill`` meet here."""
     device = _device(recipe.train.device)
     precision = choose(recipe.train.precision, device, student)
-    task = Classification(
-        class_names=splits.train.class_names,
-        preprocessing=preprocessing,
-        label_smoothing=recipe.train.label_smoothing,
-        device=device,
-        channels_last=precision.channels_last,
-    )
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         if precision.channels_last:
@@ -129,7 +141,7 @@ def assemble(
     experiment = Experiment(
         recipe=resolved,
         splits=splits,
-        task=task,
+        task=task.placed(device, channels_last=precision.channels_last),
         teacher=teacher,
         fresh=fresh,
         device=device,
@@ -177,24 +189,20 @@ def rehearse(experiment: Experiment) -> None:
 
 
 def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
-    """All networks answer ``(N, classes)`` for the data's images."""
+    """All networks answer to the data's samples, and so that the task can learn from it."""
     batch = experiment.example()
-    wanted = (len(batch), experiment.task.num_classes)
     networks = {} if experiment.teacher is None else {"teacher": experiment.teacher}
     networks["student"] = copy.deepcopy(student)
     networks |= {f"scheme.networks.{place}": make() for place, make in enumerate(experiment.others)}
     for role, model in networks.items():
-        images = batch.input(role)
+        inputs = batch.input(role)
         try:
             with torch.no_grad():
-                output = model.to(experiment.device).eval()(images)
-        except (RuntimeError, TypeError) as error:
-            shape = tuple(images.shape)
-            raise UserError(role, f"cannot run on the data's images {shape}: {error}") from error
-        output = output[0] if isinstance(output, tuple) else output
-        if not isinstance(output, Tensor) or tuple(output.shape) != wanted:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                output = ask(model.to(experiment.device).eval(), inputs)
+        except (RuntimeError, TypeError, IndexError) as error:
+            first = first_tensor(inputs)
+            shape = None if first is None else tuple(first.shape)
             raise UserError(
-                f"{role}.model",
-                f"expected logits {wanted} for the data's {wanted[1]} classes, got {got}",
-            )
+                role, f"cannot run on the data's {experiment.task.samples} {shape}: {error}"
+            ) from error
+        experiment.task.check_output(output, batch, role)

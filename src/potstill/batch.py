@@ -5,13 +5,33 @@ Nothing here computes more than sums; every part of the system may import it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Share", "Signals", "Step"]
+__all__ = ["Batch", "Inputs", "Share", "Signals", "Step", "ask", "moved"]
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a network takes: a tensor, or tensors by the names of its arguments."""
+
+
+def ask(network: Callable[..., Any], inputs: Inputs) -> Any:
+    """What ``network`` answers; tensors by name are passed as keyword arguments.
+
+    >>> ask(lambda *, left, right: left + right, {"left": torch.ones(2), "right": torch.ones(2)})
+    tensor([2., 2.])
+    """
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """The same inputs on ``device``."""
+    if isinstance(inputs, Mapping):
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    return inputs.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -19,8 +39,9 @@ class Batch:
     """One batch, as a task made it.
 
     Attributes:
-        inputs: The tensor each role sees, ``{"student": (N, ...), "teacher": (N, ...)}``: the same
-            view of the same samples, each with its own normalisation.
+        inputs: What each role sees, ``{"student": (N, ...), "teacher": (N, ...)}``: the same view of the
+            same samples, each with its own normalisation or tokens. A network with several arguments sees
+            tensors by their names, ``{"input_ids": (N, L), "attention_mask": (N, L)}``.
         target: What the labels say: ``(N,)`` integers for classification, or ``(N, C)`` probabilities
             where images are mixed; ``None`` where there are no labels.
         where: Boolean mask of the valid predictions (``(N,)`` or ``(N, L)``), ``None`` where all are.
@@ -28,7 +49,7 @@ class Batch:
         view: Number of the augmented view (the epoch, unless a cache repeats views).
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Inputs]
     target: Tensor | None
     where: Tensor | None
     index: Tensor
@@ -37,9 +58,33 @@ class Batch:
     def __len__(self) -> int:
         return int(self.index.shape[0])
 
-    def input(self, role: str) -> Tensor:
-        """The tensor of ``role``, or the student's where the role has none of its own."""
+    def input(self, role: str) -> Inputs:
+        """What ``role`` sees: the student's inputs where the role has none of its own."""
         return self.inputs[role] if role in self.inputs else self.inputs["student"]
+
+    def tensor(self, role: str) -> Tensor:
+        """The one tensor that ``role`` sees.
+
+        Raises:
+            ValueError: If it sees several by name.
+        """
+        inputs = self.input(role)
+        if isinstance(inputs, Mapping):
+            raise ValueError(f"expected one tensor as input of the {role}, got {', '.join(inputs)}")
+        return inputs
+
+    def tokens(self, role: str) -> Tensor | None:
+        """Which tokens of ``role``'s input are there, ``(N, L)``: its attention mask, else :attr:`where`.
+
+        >>> inputs = {"student": {"input_ids": torch.ones(1, 2), "attention_mask": torch.tensor([[1, 0]])}}
+        >>> Batch(inputs, None, None, torch.arange(1)).tokens("teacher")
+        tensor([[ True, False]])
+        """
+        inputs = self.input(role)
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        if mask is not None and mask.dim() == 2:
+            return mask.bool()
+        return self.where
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -47,7 +92,7 @@ class Batch:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        inputs = {role: tensor.to(device, non_blocking=True) for role, tensor in self.inputs.items()}
+        inputs = {role: moved(tensors, device) for role, tensors in self.inputs.items()}
         index = self.index.to(device, non_blocking=True)
         return Batch(inputs, move(self.target), move(self.where), index, self.view)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from potstill import distributed, quality
+from potstill import distributed
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
@@ -111,6 +111,7 @@ def train_cell(
         observer=observer,
         evaluate=evaluate,
         metric=experiment.task.metric,
+        higher=experiment.task.higher_is_better,
         resume=resume,
         seed=cell.seed,
     )
@@ -126,14 +127,16 @@ def _evaluated(
     experiment: Experiment, networks: Mapping[str, nn.Module], part: Loader
 ) -> dict[str, dict[str, float]]:
     """Metrics of each network; of several, also how often two agree, and how good all are together."""
-    logits = {name: experiment.task.predict(network, part, "student") for name, network in networks.items()}
-    found = {name: experiment.task.score(answers, part) for name, answers in logits.items()}
-    if len(logits) > 1:
-        pairs = list(itertools.combinations([answers.numpy() for answers in logits.values()], 2))
-        mean = torch.stack([answers.softmax(dim=1) for answers in logits.values()]).mean(dim=0)
+    found_answers = {
+        name: experiment.task.predict(network, part, "student") for name, network in networks.items()
+    }
+    found = {name: experiment.task.score(answers, part) for name, answers in found_answers.items()}
+    if len(found) > 1:
+        task, answers = experiment.task, [each.numpy() for each in found_answers.values()]
+        pairs = list(itertools.combinations(answers, 2))
         found[TOGETHER] = {
-            "agreement": sum(quality.agreement(*pair) for pair in pairs) / len(pairs),
-            "ensemble": experiment.task.score(mean.log(), part)[experiment.task.metric],
+            "agreement": sum(task.agreement(*pair) for pair in pairs) / len(pairs),
+            "ensemble": task.value(task.joined(answers), part.dataset),
         }
     return found
 

@@ -253,7 +253,7 @@ def measure(run_folder: RunPath, data: Data = None, show: Traceback = False) -> 
 
         loaded = load_student(run_folder, data)
         networks = {} if loaded.teacher is None else {"teacher": loaded.teacher}
-        found = measure_models({**networks, "student": loaded.student}, loaded.input_shapes)
+        found = measure_models({**networks, "student": loaded.student}, loaded.inputs)
         print(f"{'':8} {'parameters':>12} {'MACs':>14} {'bytes':>12}   latency in ms, median (10 % to 90 %)")
         for name, one in found.items():
             times = ", ".join(

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from potstill.assembly import load_experiment
-from potstill.augment import Augment
 from potstill.config import Recipe, load
 from potstill.data import load_data
 from potstill.data.loader import Loader
@@ -126,16 +125,19 @@ def _train_teacher(recipe: Recipe, data: Path, weights: Path, *, epochs: int) ->
     assert recipe.teacher is not None, "the demo has a teacher"
     model = build(recipe.teacher, num_classes=len(splits.train.class_names), search=[], where="teacher")
     view = preprocessing_of(model, recipe.teacher, splits.train.channels, None, where="teacher")
-    task = Classification(class_names=splits.train.class_names, preprocessing={"student": view})
-    augment = Augment(recipe.augment, recipe.seed, samples=len(splits.train))
+    task = Classification(
+        class_names=splits.train.class_names,
+        preprocessing={"student": view},
+        augmentation=recipe.augment,
+    ).seeded(recipe.seed, len(splits.train))
     validation = Loader(
         splits.validation, batch_size=len(splits.validation), seed=0, shuffle=False, drop_last=False
     )
     device = torch.device("cpu")
     trained = train(
         Offline(model, None, Objective({}, task.supervised)),
-        Loader(splits.train, batch_size=BATCH_SIZE, seed=recipe.seed, partners=augment.partners),
-        replace(task, augment=augment).training_batch,
+        Loader(splits.train, batch_size=BATCH_SIZE, seed=recipe.seed, partners=task.partners),
+        task.training_batch,
         TrainConfig(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=0.1, checkpoint_every=100),
         precision=choose("float32", device, model),
         device=device,

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill import distributed
 from potstill.answers import Answers, Remembered
-from potstill.augment import Augment
 from potstill.batch import Batch
 from potstill.config import Recipe
-from potstill.data import ImageSet, Splits
+from potstill.data import SampleSet, Splits
 from potstill.data.loader import Loader
+from potstill.measure import OneInput
 from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, Ingredients
-from potstill.tasks import Classification
+from potstill.tasks import Task
+from potstill.train.course import Prepare
 from potstill.train.precision import Precision
 
 __all__ = ["ARMS", "Arm", "Experiment"]
@@ -52,7 +53,7 @@ class Experiment:
 
     recipe: Recipe
     splits: Splits
-    task: Classification
+    task: Task
     teacher: nn.Module | None
     fresh: Callable[[], nn.Module]
     device: torch.device
@@ -109,12 +110,12 @@ class Experiment:
 
     def example(self) -> Batch:
         """Two plain training samples, for shapes."""
-        images, labels, index = self.splits.train.__getitems__([0, min(1, len(self.splits.train) - 1)])
-        return self.task.plain_batch(images, labels, index)
+        rows = self.splits.train.__getitems__([0, min(1, len(self.splits.train) - 1)])
+        return self.task.plain_batch(*rows)
 
-    def training(self, seed: int) -> tuple[Loader, Callable[[Tensor, Tensor, Tensor, int], Batch]]:
+    def training(self, seed: int) -> tuple[Loader, Prepare]:
         """The training batches of a seed and how to prepare them; equal for both arms."""
-        augment = Augment(self.recipe.augment, seed, samples=len(self.splits.train))
+        task = self.task.seeded(seed, len(self.splits.train))
         loader = Loader(
             self.splits.train,
             batch_size=self.recipe.train.batch_size,
@@ -124,12 +125,11 @@ class Experiment:
             workers=self.recipe.data.workers,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            partners=augment.partners if augment.mixes else None,
+            partners=task.partners,
         )
-        task = replace(self.task, augment=augment)
         return loader, task.training_batch
 
-    def evaluation(self, part: ImageSet) -> Loader:
+    def evaluation(self, part: SampleSet) -> Loader:
         """Every sample of ``part`` exactly once over all ranks, in order."""
         return Loader(
             part,
@@ -142,13 +142,7 @@ class Experiment:
             world_size=distributed.world_size(),
         )
 
-    def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one image as each network sees it, after its own resize."""
-        example = self.example()
-        return {role: tuple(images.shape[1:]) for role, images in example.inputs.items()}
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image as the data gives it, ``(C, H, W)``."""
-        height, width = self.splits.train.size
-        return (self.splits.train.channels, height, width)
+    def inputs(self) -> dict[str, OneInput]:
+        """One input of each network, or its shape, to measure them with."""
+        roles = ("student",) if self.teacher is None else ("teacher", "student")
+        return {role: self.task.one_input(role, self.splits.train) for role in roles}

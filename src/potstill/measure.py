@@ -14,11 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Latency", "Measured", "Stopwatch", "latency", "macs", "measure", "parameters", "size_bytes"]
+from potstill.batch import Inputs, ask
+
+__all__ = [
+    "Latency",
+    "Measured",
+    "OneInput",
+    "Stopwatch",
+    "latency",
+    "macs",
+    "macs_of_one",
+    "measure",
+    "parameters",
+    "size_bytes",
+]
 
 RUNS = 30
 WARMUP = 3
 LONGEST_SECONDS = 10.0
+OneInput = tuple[int, ...] | Mapping[str, Tensor]
+"""The shape of one input, or one input of a network that takes tensors by name."""
 
 
 class Stopwatch:
@@ -90,7 +105,7 @@ def size_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def macs(model: nn.Module, example: Tensor) -> int:
+def macs(model: nn.Module, example: Inputs) -> int:
     """Multiply-accumulates of one forward pass: convolutions, matrix products, attention, recurrent layers.
 
     Counted by ``torch.utils.flop_counter``, which counts two operations each; normalisation,
@@ -121,11 +136,16 @@ def macs(model: nn.Module, example: Tensor) -> int:
     model.eval()
     try:
         with torch.no_grad(), _plain_attention(), counter:
-            model(example)
+            ask(model, example)
     finally:
         for module, training in modes.items():
             module.training = training
     return int(counter.get_total_flops()) // 2
+
+
+def macs_of_one(model: nn.Module, one: OneInput) -> int:
+    """Multiply-accumulates for one input, or for random values of its shape."""
+    return macs(model, _input(model, one, 1))
 
 
 @contextlib.contextmanager
@@ -158,7 +178,7 @@ def _recurrent_flops(inputs: Sequence[int], *arguments: Any, out_shape: Any = No
 
 
 def latency(
-    models: Mapping[str, tuple[nn.Module, Tensor]],
+    models: Mapping[str, tuple[nn.Module, Inputs]],
     *,
     runs: int = RUNS,
     warmup: int = WARMUP,
@@ -188,12 +208,14 @@ def latency(
     return {name: _spread(values) for name, values in times.items()}
 
 
-def _timed(model: nn.Module, example: Tensor) -> float:
-    if example.is_cuda:
+def _timed(model: nn.Module, example: Inputs) -> float:
+    tensors = list(example.values()) if isinstance(example, Mapping) else [example]
+    cuda = any(tensor.is_cuda for tensor in tensors)
+    if cuda:
         torch.cuda.synchronize()
     watch = Stopwatch()
-    model(example)
-    if example.is_cuda:
+    ask(model, example)
+    if cuda:
         torch.cuda.synchronize()
     return watch.seconds
 
@@ -205,7 +227,7 @@ def _spread(values: Sequence[float]) -> Latency:
 
 def measure(
     models: Mapping[str, nn.Module],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, OneInput],
     *,
     batches: Sequence[int] = (1, 64),
     runs: int = RUNS,
@@ -214,7 +236,7 @@ def measure(
 
     Args:
         models: The networks by name; copies are measured.
-        shapes: Shape of one input of each, ``(C, H, W)``.
+        shapes: Shape of one input of each, ``(C, H, W)``, or one input, ``{"input_ids": (1, L)}``.
         batches: Batch sizes to time.
         runs: Timed passes of each.
 
@@ -227,14 +249,14 @@ def measure(
     copies = {name: copy.deepcopy(model).float().eval() for name, model in models.items()}
     times: dict[str, dict[int, Latency]] = {name: {} for name in models}
     for batch in batches:
-        inputs = {name: _input(model, (batch, *shapes[name])) for name, model in copies.items()}
+        inputs = {name: _input(model, shapes[name], batch) for name, model in copies.items()}
         timed = latency({name: (copies[name], inputs[name]) for name in copies}, runs=runs)
         for name, result in timed.items():
             times[name][batch] = result
     return {
         name: Measured(
             parameters=parameters(model),
-            macs=macs(model, _input(model, (1, *shapes[name]))),
+            macs=macs_of_one(model, shapes[name]),
             bytes=size_bytes(model),
             latency_ms=times[name],
         )
@@ -242,10 +264,13 @@ def measure(
     }
 
 
-def _input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Random input where the network lives, laid out as its convolutions are."""
+def _input(model: nn.Module, one: OneInput, count: int) -> Inputs:
+    """Random input where the network lives, laid out as its convolutions are; a given one is repeated."""
     first = next(model.parameters(), None)
-    example = torch.randn(shape, device=None if first is None else first.device)
+    device = None if first is None else first.device
+    if isinstance(one, Mapping):
+        return {name: torch.cat([tensor.to(device)] * count) for name, tensor in one.items()}
+    example = torch.randn((count, *one), device=device)
     if any(_channels_last(parameter) for parameter in model.parameters()):
         example = example.contiguous(memory_format=torch.channels_last)
     return example

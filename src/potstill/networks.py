@@ -8,35 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from potstill import quality
 from potstill.cells import Finished, Which
-from potstill.data import ImageSet
+from potstill.data import SampleSet
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.models.exits import EXIT, WithExits
 from potstill.models.weights import load_weights
 from potstill.schemes.settings import BornAgainConfig, MutualConfig
+from potstill.tasks import Answers
 
 __all__ = ["DEEPEST", "ByExit", "evaluate_networks", "exit_logits", "predict_cell", "test_logits"]
 
-Logits = NDArray[np.float32]
-ByExit = Mapping[str, Logits]
-"""Logits ``(N, C)`` by exit, in the order of depth; a network without exits has the deepest alone."""
+ByExit = Mapping[str, Answers]
+"""Answers ``(N, ...)`` by exit, in the order of depth; a network without exits has the deepest alone."""
 DEEPEST = "deepest"
 
 
 def test_logits(cell: Finished, which: Which) -> Path:
-    """Where a cell keeps its logits on the test part, if it keeps them."""
+    """Where a cell keeps its answers to the test part, if it keeps them."""
     return cell.folder / f"test-{which}.npy"
 
 
 def predict_cell(experiment: Experiment, cell: Finished) -> dict[Which, ByExit]:
     """What a cell's last and best weights answer on the test part; every process must ask.
 
-    Logits that the cell keeps are read, and where its last epoch is its best they are computed once.
+    Answers that the cell keeps are read, and where its last epoch is its best they are computed once.
 
     Raises:
         UserError: If they are not finite.
@@ -52,12 +50,12 @@ def _predicted(experiment: Experiment, cell: Finished, which: Which) -> ByExit:
     cell.load(model, which)
     answers = exit_logits(experiment, model, experiment.splits.test)
     if not np.isfinite(answers[DEEPEST]).all():
-        raise UserError(cell.cell.name, f"its {which} weights give NaN or infinite logits on the test part")
+        raise UserError(cell.cell.name, f"its {which} weights give NaN or infinite answers on the test part")
     return answers
 
 
 def evaluate_networks(
-    experiment: Experiment, cells: Sequence[Finished], answers: Sequence[ByExit], labels: NDArray[np.int64]
+    experiment: Experiment, cells: Sequence[Finished], answers: Sequence[ByExit]
 ) -> dict[str, Any]:
     """What ``result.json`` holds of the networks beside the student.
 
@@ -65,31 +63,31 @@ def evaluate_networks(
         experiment: The loaded recipe.
         cells: The student's finished cells.
         answers: Of their selected weights on the test part.
-        labels: Of the test part, ``(N,)``.
 
     Returns:
-        ``networks``: accuracies by name, one a seed; where networks answer together, ``ensemble``: those of
+        ``networks``: the metric by name, one a seed; where networks answer together, ``ensemble``: those of
         their averaged probabilities, and ``chosen``: the name of the one that is the student. Empty where
         the student is the only network.
 
     Raises:
         UserError: If weights of a network are gone.
     """
+    task, test = experiment.task, experiment.splits.test
     pairs = zip(cells, answers, strict=True)
-    found = [mine if len(mine) > 1 else _logits(experiment, cell) for cell, mine in pairs]
+    found = [mine if len(mine) > 1 else _answers(experiment, cell) for cell, mine in pairs]
     if not found or not found[0]:
         return {}
     row: dict[str, Any] = {
-        "networks": {name: [quality.accuracy(logits[name], labels) for logits in found] for name in found[0]}
+        "networks": {name: [task.value(each[name], test) for each in found] for name in found[0]}
     }
     if isinstance(experiment.recipe.scheme, BornAgainConfig | MutualConfig):
-        row["ensemble"] = [quality.accuracy(_ensemble(list(logits.values())), labels) for logits in found]
+        row["ensemble"] = [task.value(task.joined(list(each.values())), test) for each in found]
         row["chosen"] = [cell.chosen for cell in cells]
     return row
 
 
-def _logits(experiment: Experiment, cell: Finished) -> ByExit:
-    """Logits of each network of one cell."""
+def _answers(experiment: Experiment, cell: Finished) -> ByExit:
+    """Answers of each network of one cell."""
     found = {}
     part = experiment.evaluation(experiment.splits.test)
     for name, network in experiment.networks().items() if cell.networks else ():
@@ -98,8 +96,8 @@ def _logits(experiment: Experiment, cell: Finished) -> ByExit:
     return found
 
 
-def exit_logits(experiment: Experiment, network: nn.Module, part: ImageSet) -> ByExit:
-    """Logits of every exit, of a network without exits its answer alone.
+def exit_logits(experiment: Experiment, network: nn.Module, part: SampleSet) -> ByExit:
+    """Answers of every exit, of a network without exits its answer alone.
 
     Args:
         experiment: The loaded recipe.
@@ -111,12 +109,6 @@ def exit_logits(experiment: Experiment, network: nn.Module, part: ImageSet) -> B
     answers = experiment.task.predict(every.to(experiment.device), experiment.evaluation(part), "student")
     names = [*paths, DEEPEST]
     return {name: some.numpy() for name, some in zip(names, answers.chunk(len(names), 1), strict=True)}
-
-
-def _ensemble(logits: Sequence[NDArray[np.float32]]) -> quality.Floats:
-    """The mean of their probabilities, ``(N, C)``."""
-    mean: quality.Floats = np.mean([quality.softmax(some) for some in logits], axis=0)
-    return mean
 
 
 class _AllExits(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.batch import Batch, Share, Signals
+from potstill.batch import Batch, Inputs, Share, Signals
 from potstill.comparison import any_valid, compare, total_of
 from potstill.errors import UserError
 from potstill.layers import PlannedPair, plan_layers
@@ -139,8 +139,8 @@ class Objective:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        student_example: Tensor,
-        teacher_example: Tensor,
+        student_example: Inputs,
+        teacher_example: Inputs,
         samples: int | None = None,
     ) -> nn.ModuleDict:
         """Run both networks once on an example, plan which layers are compared, and make what learns.
@@ -159,7 +159,7 @@ class Objective:
             return self.resolve((), ())
         layers = record(student, student_example), record(teacher, teacher_example)
         made = self.resolve(*layers, samples=samples)
-        like = next(student.parameters(), student_example)
+        like = next(student.parameters(), torch.empty(0))
         return made.to(device=like.device, dtype=like.dtype)
 
     def resolve(

@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from potstill import distributed, measure, quality
+from potstill import distributed, measure
 from potstill.cells import Finished
 from potstill.experiment import Arm, Experiment
 from potstill.folder import RunFolder
-from potstill.models.weights import save_weights
 from potstill.networks import DEEPEST, ByExit, evaluate_networks, predict_cell
 from potstill.schemes.settings import DeepSupervisionConfig
-from potstill.verdict import Verdict, compare, mean_interval
+from potstill.tasks import Answers, Task
+from potstill.verdict import Verdict, compare
 
 __all__ = [
     "ArmOutcome",
@@ -27,7 +26,6 @@ __all__ = [
     "predict_teacher",
 ]
 
-Logits = NDArray[np.float32]
 LATENCY_BATCHES = (1, 64)
 
 
@@ -38,8 +36,8 @@ class ArmOutcome:
     Attributes:
         cells: Its finished cells, by seed.
         answers: Of the selected weights, one a seed.
-        last: Accuracy of the last epoch's weights per seed.
-        best: Accuracy of the best epoch's weights per seed (best by validation).
+        last: The metric of the last epoch's weights per seed.
+        best: The metric of the best epoch's weights per seed (best by validation).
     """
 
     cells: Sequence[Finished]
@@ -48,8 +46,8 @@ class ArmOutcome:
     best: tuple[float, ...]
 
     @property
-    def selected(self) -> Logits:
-        """Logits ``(seeds, N, C)`` of the whole networks."""
+    def selected(self) -> Answers:
+        """Answers ``(seeds, N, ...)`` of the whole networks: logits of a classifier."""
         return np.stack([answers[DEEPEST] for answers in self.answers])
 
 
@@ -63,8 +61,7 @@ class Outcome:
     result: dict[str, Any]
     shipped: ByExit
     verdict: Verdict | None
-    labels: NDArray[np.int64]
-    teacher: Logits | None
+    teacher: Answers | None
     arms: Mapping[Arm, ArmOutcome]
     measured: Mapping[str, measure.Measured]
 
@@ -74,12 +71,12 @@ class Shared:
     """What does not depend on how a student was trained.
 
     Attributes:
-        teacher: The teacher's logits on the test part, ``(N, C)``, where there is one.
+        teacher: The teacher's answers to the test part, ``(N, ...)``, where there is one.
         measured: Size and latency of ``teacher`` and ``student``, and of ``control`` where it is built
             otherwise than the student.
     """
 
-    teacher: Logits | None
+    teacher: Answers | None
     measured: Mapping[str, measure.Measured]
 
 
@@ -94,37 +91,34 @@ def conclude(
         folder: Where ``student.safetensors`` and ``result.json`` go.
         shared: What is known of teacher and student already.
     """
-    labels = experiment.splits.test.labels.numpy()
     shared = shared or Shared(predict_teacher(experiment), measure_models(experiment))
     teacher, measured = shared.teacher, shared.measured
-    arms = _arms(experiment, cells, labels)
+    arms = _arms(experiment, cells)
     verdict = None
     if "control" in arms:
-        verdict = compare(
-            _correct(arms["student"].selected, labels), _correct(arms["control"].selected, labels)
-        )
+        task, test = experiment.task, experiment.splits.test
+        verdict = compare(*(task.per_sample(arms[arm].selected, test) for arm in ("student", "control")))
     student = arms["student"]
     best = _best_seed(experiment, student.cells)
     if distributed.is_main():
         _keep_student(experiment, student.cells[best], folder)
     return Outcome(
-        result=_result(experiment, arms, teacher, labels, verdict, measured),
+        result=_result(experiment, arms, teacher, verdict, measured),
         shipped=student.answers[best],
         verdict=verdict,
-        labels=labels,
         teacher=teacher,
         arms=arms,
         measured=measured,
     )
 
 
-def predict_teacher(experiment: Experiment) -> Logits | None:
-    """The teacher's logits on the test part, ``(N, C)``, where there is one."""
+def predict_teacher(experiment: Experiment) -> Answers | None:
+    """The teacher's answers to the test part, ``(N, ...)``, where there is one."""
     if experiment.teacher is None:
         return None
     part = experiment.evaluation(experiment.splits.test)
-    logits: Logits = experiment.task.predict(experiment.teacher, part, "teacher").numpy()
-    return logits
+    answers: Answers = experiment.task.predict(experiment.teacher, part, "teacher").numpy()
+    return answers
 
 
 def measure_models(experiment: Experiment) -> Mapping[str, measure.Measured]:
@@ -133,15 +127,14 @@ def measure_models(experiment: Experiment) -> Mapping[str, measure.Measured]:
     networks["student"] = experiment.blank("student").to(experiment.device)
     if isinstance(experiment.recipe.scheme, DeepSupervisionConfig):
         networks["control"] = experiment.blank("control").to(experiment.device)
-    shapes = experiment.input_shapes()
-    shapes["control"] = shapes["student"]
-    return measure.measure(networks, {name: shapes[name] for name in networks}, batches=LATENCY_BATCHES)
+    inputs = experiment.inputs()
+    inputs["control"] = inputs["student"]
+    return measure.measure(networks, {name: inputs[name] for name in networks}, batches=LATENCY_BATCHES)
 
 
-def _arms(
-    experiment: Experiment, cells: Sequence[Finished], labels: NDArray[np.int64]
-) -> dict[Arm, ArmOutcome]:
+def _arms(experiment: Experiment, cells: Sequence[Finished]) -> dict[Arm, ArmOutcome]:
     arms: dict[Arm, ArmOutcome] = {}
+    task, test = experiment.task, experiment.splits.test
     selected = experiment.recipe.train.select
     for arm in ("control", "student"):
         mine = [cell for cell in cells if cell.cell.arm == arm]
@@ -151,44 +144,40 @@ def _arms(
         arms[arm] = ArmOutcome(
             cells=mine,
             answers=[one[selected] for one in answers],
-            last=tuple(quality.accuracy(one["last"][DEEPEST], labels) for one in answers),
-            best=tuple(quality.accuracy(one["best"][DEEPEST], labels) for one in answers),
+            last=tuple(task.value(one["last"][DEEPEST], test) for one in answers),
+            best=tuple(task.value(one["best"][DEEPEST], test) for one in answers),
         )
     return arms
-
-
-def _correct(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    correct: NDArray[np.float64] = (logits.argmax(axis=-1) == labels).astype(np.float64)
-    return correct
 
 
 def _result(
     experiment: Experiment,
     arms: Mapping[Arm, ArmOutcome],
-    teacher: Logits | None,
-    labels: NDArray[np.int64],
+    teacher: Answers | None,
     verdict: Verdict | None,
     measured: Mapping[str, measure.Measured],
 ) -> dict[str, Any]:
     """The contents of ``result.json``; metrics are fractions."""
+    task, test = experiment.task, experiment.splits.test
     models: dict[str, Any] = {}
     if teacher is not None:
+        _, by_itself = task.figures(teacher[None], None, test)
         models["teacher"] = {
-            "accuracy": quality.accuracy(teacher, labels),
-            "interval": list(mean_interval(_correct(teacher[None], labels))),
-            "ece": quality.calibration(quality.softmax(teacher), labels).ece,
+            task.metric: task.value(teacher, test),
+            "interval": list(task.interval(teacher[None], test)),
+            **by_itself,
             **_sizes(measured["teacher"]),
         }
     for arm, outcome in arms.items():
         size = measured.get(arm, measured["student"])
-        models[arm] = {**_arm_result(outcome, teacher, labels), **_sizes(size)}
+        models[arm] = {**_arm_result(outcome, teacher, task, test), **_sizes(size)}
     student = arms["student"]
     return {
         "task": experiment.recipe.task,
-        "metric": experiment.task.metric,
-        "higher_is_better": experiment.task.higher_is_better,
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
         "seeds": experiment.recipe.seeds,
-        "test_samples": len(labels),
+        "test_samples": len(test),
         "models": models,
         "gain": None if verdict is None else verdict.gain,
         "interval": None if verdict is None else list(verdict.interval),
@@ -197,33 +186,26 @@ def _result(
         "selected": experiment.recipe.train.select,
         "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in student.cells])),
-        **evaluate_networks(experiment, student.cells, student.answers, labels),
+        **evaluate_networks(experiment, student.cells, student.answers),
     }
 
 
-def _arm_result(outcome: ArmOutcome, teacher: Logits | None, labels: NDArray[np.int64]) -> dict[str, Any]:
-    per_seed = [quality.accuracy(logits, labels) for logits in outcome.selected]
-    seeds = outcome.selected
+def _arm_result(outcome: ArmOutcome, teacher: Answers | None, task: Task, test: Any) -> dict[str, Any]:
+    per_seed = [task.value(answers, test) for answers in outcome.selected]
+    beside_teacher, by_itself = task.figures(outcome.selected, teacher, test)
     chosen = {name: [cell.weights[name] for cell in outcome.cells] for name in outcome.cells[0].weights}
     return {
         **({"weights": chosen} if chosen else {}),
-        **({} if teacher is None else _beside_teacher(seeds, teacher)),
-        "accuracy": float(np.mean(per_seed)),
+        **beside_teacher,
+        task.metric: float(np.mean(per_seed)),
         "per_seed": per_seed,
-        "interval": list(mean_interval(_correct(seeds, labels))),
+        "interval": list(task.interval(outcome.selected, test)),
         "last": float(np.mean(outcome.last)),
         "best": float(np.mean(outcome.best)),
         "best_epochs": [cell.best_epoch for cell in outcome.cells],
-        "ece": float(np.mean([quality.calibration(quality.softmax(one), labels).ece for one in seeds])),
+        **by_itself,
         "seconds": float(np.sum([cell.seconds for cell in outcome.cells])),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in outcome.cells])),
-    }
-
-
-def _beside_teacher(seeds: Logits, teacher: Logits) -> dict[str, float]:
-    return {
-        "agreement": float(np.mean([quality.agreement(one, teacher) for one in seeds])),
-        "kl_to_teacher": float(np.mean([quality.kl_to_teacher(one, teacher) for one in seeds])),
     }
 
 
@@ -241,7 +223,8 @@ def _best_seed(experiment: Experiment, cells: Sequence[Finished]) -> int:
 
     def validation(cell: Finished) -> float:
         row = cell.history[-1 if experiment.recipe.train.select == "last" else cell.best_epoch - 1]
-        return row[experiment.task.metric]
+        value = row[experiment.task.metric]
+        return value if experiment.task.higher_is_better else -value
 
     return max(range(len(cells)), key=lambda place: validation(cells[place]))
 
@@ -250,11 +233,4 @@ def _keep_student(experiment: Experiment, cell: Finished, folder: RunFolder) -> 
     """Write the shipped weights."""
     which = experiment.recipe.train.select
     model = cell.load(experiment.blank("student"), which)
-    preprocessing = experiment.task.preprocessing["student"]
-    metadata = {
-        "seed": str(cell.cell.seed),
-        "selected": which,
-        "classes": "\n".join(experiment.task.class_names),
-        "preprocessing": preprocessing.describe(),
-    }
-    save_weights(model, folder.student, metadata)
+    experiment.task.keep(model, folder.student, {"seed": str(cell.cell.seed), "selected": which})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from potstill import distributed, measure
+from potstill.data.dataset import Rows
 from potstill.early_exits import prospect
 from potstill.experiment import ARMS, Arm, Experiment
 from potstill.schemes.settings import AnyScheme
@@ -27,7 +27,7 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     yield f"student: {_model_line(experiment, 'student', recipe.student.model, student)}"
     yield (
         f"data: {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test "
-        f"samples, {experiment.task.num_classes} classes, images {experiment.shape}"
+        f"samples, {experiment.task.describe_data(splits.train)}"
     )
     yield from (f"note: {note}" for note in experiment.notes)
     yield f"precision: {experiment.precision.reason}"
@@ -51,10 +51,10 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
 
 
 def _model_line(experiment: Experiment, role: str, spec: str, model: nn.Module) -> str:
-    images = experiment.example().input(role)[:1]
+    inputs = experiment.inputs()[role]
     return (
-        f"{spec}, {measure.parameters(model):,} parameters, {measure.macs(model, images):,} MACs, "
-        f"{measure.size_bytes(model):,} bytes, {experiment.task.preprocessing[role].describe()}"
+        f"{spec}, {measure.parameters(model):,} parameters, {measure.macs_of_one(model, inputs):,} MACs, "
+        f"{measure.size_bytes(model):,} bytes, {experiment.task.describe_input(role)}"
     )
 
 
@@ -67,9 +67,9 @@ def _seconds_a_step(experiment: Experiment, arm: Arm, student_scheme: AnyScheme)
     stage = scheme.stages[-1]
     scheme.enter(stage.name)
     times = []
-    for images, labels, index in _first(loader.epoch(0), TIMED_STEPS + 1):
+    for rows in _first(loader.epoch(0), TIMED_STEPS + 1):
         watch = measure.Stopwatch()
-        batch = prepare(images, labels, index, 0)
+        batch = prepare(*rows, 0)
         for phase in stage.phases:
             with experiment.precision.autocast(experiment.device):
                 step = scheme(batch, phase)
@@ -80,7 +80,7 @@ def _seconds_a_step(experiment: Experiment, arm: Arm, student_scheme: AnyScheme)
     return timed[len(timed) // 2]
 
 
-def _first(batches: Iterator[tuple[torch.Tensor, ...]], count: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def _first(batches: Iterator[Rows], count: int) -> Iterator[Rows]:
     for _, batch in zip(range(count), batches, strict=False):
         yield batch
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax as _log_softmax
 
 __all__ = [
+    "SHARES",
     "Calibration",
     "accuracy",
     "agreement",
@@ -18,8 +19,12 @@ __all__ = [
     "kl_to_teacher",
     "log_softmax",
     "negative_log_likelihood",
+    "shown",
     "softmax",
 ]
+
+SHARES = ("accuracy",)
+"""Metrics that are fractions, shown in percent."""
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +64,15 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """
     values: Floats = np.exp(log_softmax(logits, temperature))
     return values
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric as people read it: shares in percent, anything else as a number.
+
+    >>> shown("accuracy", 0.5), shown("perplexity", 12.345)
+    ('50.00%', '12.35')
+    """
+    return f"{value:.2%}" if metric in SHARES else f"{value:.2f}"
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:

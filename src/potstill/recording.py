@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.adapters import kind_of
+from potstill.batch import Inputs, ask
 from potstill.taps import ATTENTION, INPUT, attention_in, first_tensor, version_of
 
 __all__ = ["LayerShape", "record"]
@@ -79,19 +80,21 @@ def _end(
         seen.append(_Seen(path + ATTENTION, attention, version_of(attention), began[path], ended))
 
 
-def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
+def record(model: nn.Module, example: Inputs) -> list[LayerShape]:
     """Run ``model`` once and list what its modules gave, in the order in which they finished.
 
     The pass is without gradients and in eval mode; training mode and hooks are afterwards as before.
 
     Args:
-        model: Any network with one tensor as input.
+        model: Any network that takes one tensor, or tensors by name.
         example: A small batch of inputs, ``(N, ...)``.
 
     >>> [layer.path for layer in record(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 2, 2))]
     [':input', '0:input', '0', '1:input', '1']
     """
-    seen = [_Seen(INPUT, example, version_of(example), 0, 0)]
+    first = first_tensor(example)
+    assert first is not None, "a network has inputs"
+    seen = [_Seen(INPUT, first, version_of(first), 0, 0)]
     began: dict[str, int] = {}
     modes = {module: module.training for module in model.modules()}
     handles = []
@@ -102,7 +105,7 @@ def record(model: nn.Module, example: Tensor) -> list[LayerShape]:
     try:
         model.eval()
         with torch.no_grad():
-            model(example)
+            ask(model, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,18 +14,19 @@ from potstill import distributed, environment
 from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
-from potstill.data import ImageSet
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
 from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
+from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.outcome import Shared, conclude
 from potstill.plan import describe_plan
-from potstill.sanity import check_teacher
+from potstill.quality import SHARES, shown
 from potstill.story import tell
+from potstill.tasks import Classification, Task
 from potstill.train.observe import make_observer
 from potstill.views import write_views
 
@@ -37,7 +38,7 @@ __all__ = [
     "load_student",
     "report_cells",
     "run",
-    "teacher_accuracy",
+    "teacher_metric",
 ]
 
 Echo = Callable[[str], None]
@@ -61,7 +62,7 @@ class Result:
 
     @property
     def gain(self) -> float | None:
-        """Accuracy of the student less the control's, a fraction; ``None`` without a control."""
+        """The metric of the student less the control's, positive where it is better; ``None`` without one."""
         return self.data.get("gain")
 
     @property
@@ -137,7 +138,7 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
     recipe = experiment.recipe
     validation = experiment.splits.validation
-    accuracy = teacher_accuracy(experiment)
+    reached = teacher_metric(experiment)
     facts = environment.describe(
         experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
@@ -147,22 +148,21 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     write_views(experiment, folder.views)
     for note in (*experiment.notes, *ahead):
         echo(f"note: {note}")
-    if accuracy is not None:
-        echo(
-            f"teacher: {accuracy:.2%} on {len(validation)} validation samples; {experiment.precision.reason}"
-        )
+    if reached is not None:
+        value = shown(experiment.task.metric, reached)
+        echo(f"teacher: {value} on {len(validation)} validation samples; {experiment.precision.reason}")
     else:
         echo(f"scheme: {recipe.scheme.kind}, without a teacher; {experiment.precision.reason}")
     cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
-    report_cells(experiment, cells, folder, facts, teacher_validation=accuracy, echo=echo)
+    report_cells(experiment, cells, folder, facts, teacher_validation=reached, echo=echo)
     return finished(folder, experiment.blank("student"))
 
 
-def teacher_accuracy(experiment: Experiment) -> float | None:
-    """The teacher's accuracy on validation, where there is a teacher.
+def teacher_metric(experiment: Experiment) -> float | None:
+    """The teacher's metric on validation, where there is a teacher.
 
     Raises:
         UserError: If it is none worth listening to.
@@ -170,8 +170,8 @@ def teacher_accuracy(experiment: Experiment) -> float | None:
     if experiment.teacher is None:
         return None
     validation = experiment.splits.validation
-    logits = experiment.task.predict(experiment.teacher, experiment.evaluation(validation), "teacher")
-    return check_teacher(logits.numpy(), validation.labels.numpy(), experiment.task.class_names)
+    answers = experiment.task.predict(experiment.teacher, experiment.evaluation(validation), "teacher")
+    return experiment.task.check_teacher(answers.numpy(), validation)
 
 
 def report_cells(
@@ -231,8 +231,9 @@ def _cells(
             return None
         row = done.history[-1] if done.history else {}
         metric = experiment.task.metric
+        reached = shown(metric, row.get(metric, float("nan")))
         echo(
-            f"{cell.name}: {row.get(metric, float('nan')):.2%} on validation after {done.steps} steps, "
+            f"{cell.name}: {reached} on validation after {done.steps} steps, "
             f"{done.seconds:.0f} s, {done.samples_per_second:.0f} samples/s"
         )
         finished.append(done)
@@ -241,33 +242,36 @@ def _cells(
 
 def _warnings(result: dict[str, Any]) -> list[str]:
     """What a reader must not miss."""
-    models = result["models"]
+    models, metric, sign = result["models"], result["metric"], 1 if result["higher_is_better"] else -1
     found = []
-    if {"control", "teacher"} <= set(models) and models["teacher"]["accuracy"] < models["control"][
-        "accuracy"
-    ]:
-        found.append(
-            f"the teacher ({models['teacher']['accuracy']:.2%}) is worse than the control "
-            f"({models['control']['accuracy']:.2%}): it has little to teach this student"
-        )
+    if {"control", "teacher"} <= set(models):
+        teacher, control = (models[arm][metric] for arm in ("teacher", "control"))
+        if sign * teacher < sign * control:
+            found.append(
+                f"the teacher ({shown(metric, teacher)}) is worse than the control "
+                f"({shown(metric, control)}): it has little to teach this student"
+            )
     if result["seeds"] == 1 and "control" in models:
         found.append("one seed: the spread between runs was not measured")
     return found
 
 
 def _table(data: dict[str, Any]) -> str:
-    lines = [f"{'':10}{'accuracy':>10}{'parameters':>13}{'MACs':>13}{'bytes':>12}{'ms at 1':>9}"]
+    metric = data["metric"]
+    lines = [f"{'':10}{metric:>10}{'parameters':>13}{'MACs':>13}{'bytes':>12}{'ms at 1':>9}"]
     for name, model in data["models"].items():
         latency = model["latency_ms"].get("1", {}).get("median_ms", float("nan"))
         lines.append(
-            f"{name:10}{model['accuracy']:>10.2%}{model['parameters']:>13,}{model['macs']:>13,}"
+            f"{name:10}{shown(metric, model[metric]):>10}{model['parameters']:>13,}{model['macs']:>13,}"
             f"{model['bytes']:>12,}{latency:>9.2f}"
         )
     if data["verdict"] is not None:
-        low, high = data["interval"]
+        unit, scale, digits = (" points", 100, 2) if metric in SHARES else ("", 1, 4)
+        values = (data["gain"], *data["interval"])
+        gain, low, high = (f"{scale * value:+.{digits}f}" for value in values)
         lines.append(
-            f"gain of distillation {data['gain'] * 100:+.2f} points, 95 % interval "
-            f"[{low * 100:+.2f}, {high * 100:+.2f}], {data['seeds']} seed(s): {data['verdict']}"
+            f"gain of distillation {gain}{unit}, 95 % interval [{low}, {high}], "
+            f"{data['seeds']} seed(s): {data['verdict']}"
         )
     if data["reason"]:
         lines.append(data["reason"])
@@ -290,24 +294,44 @@ class LoadedRun:
     Attributes:
         student: The trained student, in eval mode.
         teacher: Its teacher, in eval mode, where it has one.
-        preprocessing: How the student wants its images.
-        class_names: Names of the classes in the order of the logits.
-        shape: Shape of one image of the data, ``(C, H, W)``.
-        input_shapes: Shape of one image as teacher and student see it.
+        task: What was learnt.
+        inputs: One input of teacher and student, or its shape.
         test: The test part.
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    input_shapes: dict[str, tuple[int, ...]]
-    test: ImageSet
+    task: Task
+    inputs: dict[str, OneInput]
+    test: Any
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the student wants its images."""
+        return self._images().preprocessing["student"]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits."""
+        return self._images().class_names
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image of the data, ``(C, H, W)``."""
+        self._images()
+        shape: tuple[int, int, int] = self.test.shape
+        return shape
+
+    def _images(self) -> Classification:
+        if not isinstance(self.task, Classification):
+            raise UserError("export", f"so far only classifiers of images, got one of {self.task.samples}")
+        return self.task
 
     def samples(self, count: int) -> Tensor:
         """The first ``count`` test images as the data gives them, ``(count, C, H, W)``."""
+        self._images()
         images, _, _ = self.test.__getitems__(list(range(min(count, len(self.test)))))
+        assert isinstance(images, Tensor)
         return images
 
 
@@ -338,10 +362,8 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
     return LoadedRun(
         student=student.eval(),
         teacher=None if teacher is None else teacher.to(memory_format=torch.contiguous_format),
-        preprocessing=experiment.task.preprocessing["student"],
-        class_names=experiment.task.class_names,
-        shape=experiment.shape,
-        input_shapes=experiment.input_shapes(),
+        task=experiment.task,
+        inputs=experiment.inputs(),
         test=experiment.splits.test,
     )
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from potstill.cells import Finished
 from potstill.config import Recipe
+from potstill.data.dataset import LabelledSet
 from potstill.experiment import Experiment
 from potstill.objective import Objective
 from potstill.outcome import Outcome
-from potstill.report.content import ClassDifference, History, PairRow, ReportContent, TermRow
-from potstill.report.evidence import arm_detail, class_differences, telling_samples
+from potstill.quality import shown
+from potstill.report.content import History, PairRow, ReportContent, TermRow
 from potstill.schemes.settings import BornAgainConfig, DeepSupervisionConfig, MutualConfig, SchemeConfig
 
 __all__ = ["tell"]
@@ -32,7 +33,7 @@ def tell(
         experiment: The loaded recipe.
         outcome: What was found out.
         facts: The contents of ``environment.json``.
-        teacher_validation: The teacher's accuracy on validation, before training, where there is one.
+        teacher_validation: The teacher's metric on validation, before training, where there is one.
         warnings: What a reader must not miss.
     """
     recipe = experiment.recipe
@@ -46,21 +47,12 @@ def tell(
         models={**models, "student": recipe.student.model},
         setup=tuple(_setup(experiment, facts, teacher_validation, control="control" in outcome.arms)),
         notes=(*warnings, *recipe.notes, *experiment.notes),
-        class_names=experiment.task.class_names,
         temperature=temperature,
-        details={arm: arm_detail(logits, outcome.labels) for arm, logits in answers.items()},
-        differences=_differences(experiment, outcome),
+        **experiment.task.evidence(answers, experiment.splits.test, temperature),
         histories=tuple(
             History(arm=cell.cell.arm, seed=cell.cell.seed, rows=_last_length(experiment, cell))
             for arm in outcome.arms.values()
             for cell in arm.cells
-        ),
-        samples=telling_samples(
-            {arm: logits[0] for arm, logits in answers.items()},
-            outcome.labels,
-            experiment.task.class_names,
-            temperature=temperature,
-            image=lambda index: experiment.splits.test.images([index])[0].numpy(),
         ),
         terms=tuple(_terms(objective, outcome.arms["student"].cells)),
         pairs=tuple(
@@ -103,35 +95,47 @@ def _short(spec: str) -> str:
 def _setup(
     experiment: Experiment, facts: Mapping[str, Any], teacher_validation: float | None, *, control: bool
 ) -> Iterator[str]:
-    recipe, splits = experiment.recipe, experiment.splits
+    recipe, splits, samples = experiment.recipe, experiment.splits, experiment.task.samples
     if teacher_validation is not None:
         yield (
-            f"The teacher came trained and was never changed; it is right on {teacher_validation:.2%} of the "
-            f"{len(splits.validation):,} validation images. What it saw in its own training is not known to "
-            "this report unless a note says so."
+            f"The teacher came trained and was never changed; {_reached(experiment, teacher_validation)} "
+            f"the {len(splits.validation):,} validation {samples}. What it saw in its own training is not known "
+            "to this report unless a note says so."
         )
     yield from _scheme_in_words(recipe.scheme)
-    images = f"{len(splits.train):,} labelled images"
+    given = f"{len(splits.train):,} {_kind(experiment)}"
     if control:
         yield (
             f"Control and student are the same network with the same initial weights, trained on the same "
-            f"{images} in the same order, under the same augmentation, for the same number of steps. The "
+            f"{given} in the same order, under the same augmentation, for the same number of steps. The "
             f"control learns from the labels alone, the student also {_lesson(recipe)}. Each of the "
             f"{recipe.seeds} seed(s) draws new initial weights and a new order for both."
         )
     else:
-        yield f"The student is trained on {images}, and {_lesson(recipe)}. No control was trained."
+        yield f"The student is trained on {given}, and {_lesson(recipe)}. No control was trained."
     select = recipe.train.select
     timed = "teacher and student" if recipe.teacher is not None else "the networks"
     chosen = "The last epoch's weights count" if select == "last" else "The best epoch by validation counts"
     yield (
-        f"{chosen}. Validation images serve for such choices only; the {len(splits.test):,} test images were "
-        "read only after training, and every accuracy of the table is on them."
+        f"{chosen}. Validation {samples} serve for such choices only; the {len(splits.test):,} test "
+        f"{samples} were read only after training, and every {experiment.task.metric} of the table is on "
+        "them."
     )
     yield (
         f"Latency is the median of repeated forward passes in float32 on {facts['processor']} with "
         f"{facts['threads']} thread(s), {timed} timed in turns. Trained in {facts['precision']}."
     )
+
+
+def _reached(experiment: Experiment, value: float) -> str:
+    if experiment.task.metric == "accuracy":
+        return f"it is right on {value:.2%} of"
+    return f"its {experiment.task.metric} is {shown(experiment.task.metric, value)} on"
+
+
+def _kind(experiment: Experiment) -> str:
+    labelled = isinstance(experiment.splits.train, LabelledSet)
+    return f"labelled {experiment.task.samples}" if labelled else experiment.task.samples
 
 
 def _scheme_in_words(scheme: SchemeConfig) -> Iterator[str]:
@@ -185,10 +189,3 @@ def _temperature(objective: Objective) -> float:
     """The first term's temperature, or 1."""
     found = (term.options.get("temperature") for term in objective.terms.values())
     return next((float(value) for value in found if value is not None), 1.0)
-
-
-def _differences(experiment: Experiment, outcome: Outcome) -> tuple[ClassDifference, ...]:
-    if "control" not in outcome.arms:
-        return ()
-    student, control = (outcome.arms[arm].selected for arm in ("student", "control"))
-    return class_differences(student, control, outcome.labels, experiment.task.class_names)

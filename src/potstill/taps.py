@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from potstill.batch import Signals
+from potstill.batch import Inputs, Signals, ask
 from potstill.errors import UserError, nearest
 
 __all__ = ["Tapped", "attention_in", "first_tensor"]
@@ -136,7 +136,7 @@ class Tapped(nn.Module):
     by every tapped tensor, frozen or not, and twice: attention is then computed without fused kernels.
 
     Args:
-        model: Any network with one tensor as input.
+        model: Any network that takes one tensor, or tensors by name.
         paths: Module paths as in ``model.named_modules()``; ``path:input`` taps what goes in,
             ``path:attention`` the attention in what comes out, ``:input`` the network's own input.
         role: What messages call the network (``student``, ``teacher``).
@@ -170,11 +170,11 @@ class Tapped(nn.Module):
             return module.register_forward_pre_hook(partial(_keep_input, self._store, tap), with_kwargs=True)
         return module.register_forward_hook(partial(_keep_output, self._store, tap))
 
-    def forward(self, inputs: Tensor) -> Signals:
+    def forward(self, inputs: Inputs) -> Signals:
         """Run the network.
 
         Args:
-            inputs: What the network takes, ``(N, ...)``.
+            inputs: What the network takes, ``(N, ...)``, or such tensors by the names of its arguments.
 
         Returns:
             Its output and the captured tensors by path.
@@ -198,17 +198,19 @@ class Tapped(nn.Module):
         finally:
             store.clear()
 
-    def _run(self, inputs: Tensor) -> Any:
+    def _run(self, inputs: Inputs) -> Any:
         store = self._store
         # Compiled code can be differentiated once; the loss that wants it twice says so.
         eager = not torch.compiler.is_compiling()
         store.differentiable = eager and INPUT in self.paths and torch.is_grad_enabled()
         if INPUT in self.paths:
+            if not isinstance(inputs, Tensor):
+                raise UserError(self.role, "has tokens as input, which nothing can be differentiated by")
             # What the caller has a graph for stays in it; a batch stays as it is.
             inputs = inputs if inputs.requires_grad else inputs.detach()
             _keep(store, INPUT, inputs)
         with sdpa_kernel(SDPBackend.MATH) if store.differentiable else contextlib.nullcontext():
-            return self.model(inputs)
+            return ask(self.model, inputs)
 
     def _check(self, tap: str) -> None:
         """Refuse a tap whose tensor is missing, ambiguous or no longer what the layer computed."""

@@ -161,7 +161,7 @@ class Ensemble(nn.Module):
 def _by_its_input(batch: Batch) -> Batch:
     """The batch with one input for all teachers to be differentiated by."""
     inputs = batch.input("teacher")
-    if inputs.requires_grad or not inputs.is_floating_point():
+    if not isinstance(inputs, Tensor) or inputs.requires_grad or not inputs.is_floating_point():
         return batch
     return dataclasses.replace(batch, inputs={**batch.inputs, "teacher": inputs.detach().requires_grad_()})
 

@@ -15,6 +15,7 @@ from potstill import distributed
 from potstill.augment import AugmentConfig
 from potstill.experiment import Experiment
 from potstill.files import write_bytes
+from potstill.tasks import Classification
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +82,7 @@ def _grid(experiment: Experiment, positions: list[int]) -> Image:
 
 def _columns(experiment: Experiment, positions: list[int]) -> list[tuple[Tensor, list[str]]]:
     """The samples themselves and each of their views: bytes ``(N, C, H, W)`` and captions."""
-    task, seed = experiment.task, experiment.recipe.seed
+    task, seed = _task(experiment), experiment.recipe.seed
     loader, prepare = experiment.training(seed)
     plain = task.plain_batch(*experiment.splits.train.__getitems__(positions))
     batches = [plain, *(prepare(*loader.read(positions, view), view) for view in range(VIEWS))]
@@ -89,14 +90,19 @@ def _columns(experiment: Experiment, positions: list[int]) -> list[tuple[Tensor,
     for batch in batches:
         assert batch.target is not None
         columns.append(
-            (_bytes(experiment, batch.input("student")), _captions(batch.target, task.class_names))
+            (_bytes(experiment, batch.tensor("student")), _captions(batch.target, task.class_names))
         )
     return columns
 
 
+def _task(experiment: Experiment) -> Classification:
+    assert isinstance(experiment.task, Classification), "only images are augmented"
+    return experiment.task
+
+
 def _bytes(experiment: Experiment, inputs: Tensor) -> Tensor:
     """What the student takes, back in the range of pictures."""
-    view = experiment.task.preprocessing["student"]
+    view = _task(experiment).preprocessing["student"]
     mean, std = (torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
     images = inputs.detach().float().cpu().contiguous() * std + mean
     if experiment.splits.train.floats:  # of an unknown range: from the least to the greatest value

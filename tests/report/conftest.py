@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from potstill import quality
-from potstill.report.content import History, PairRow, ReportContent, TermRow
+from potstill.report.content import History, PairRow, ReportContent, TermRow, picture
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
 from potstill.verdict import compare, mean_interval
 
@@ -162,7 +162,11 @@ def write_run(
             for seed in range(seeds)
         ),
         "samples": telling_samples(
-            {arm: values[0] for arm, values in logits.items()}, labels, names, temperature=4.0, image=pixels
+            {arm: values[0] for arm, values in logits.items()},
+            labels,
+            names,
+            temperature=4.0,
+            shown=lambda index: {"image": picture(pixels(index))},
         ),
         "terms": (
             TermRow(name="labels", loss="cross entropy", weight=0.1),

@@ -68,11 +68,11 @@ def test_telling_samples_follow_their_rule() -> None:
     }
     drawn: list[int] = []
 
-    def image(index: int) -> np.ndarray:
+    def image(index: int) -> dict[str, str]:
         drawn.append(index)
-        return np.full((3, 8, 8), index, dtype=np.uint8)
+        return {"image": picture(np.full((3, 8, 8), index, dtype=np.uint8))}
 
-    samples = telling_samples(logits, labels, NAMES, temperature=4.0, image=image)
+    samples = telling_samples(logits, labels, NAMES, temperature=4.0, shown=image)
     # Of the two cats that only the student gets right, the teacher doubts the second more; one a class.
     assert [(sample.index, sample.label) for sample in samples] == [
         (1, "cat"),
@@ -97,7 +97,7 @@ def test_telling_samples_follow_their_rule() -> None:
 def test_at_temperature_one_nothing_is_softened() -> None:
     logits = {arm: logits_for([0, 1, 2], [1.0] * 3) for arm in ("teacher", "student")}
     samples = telling_samples(
-        logits, np.arange(3), NAMES, temperature=1.0, image=lambda index: np.zeros((1, 4, 4), np.uint8)
+        logits, np.arange(3), NAMES, temperature=1.0, shown=lambda index: {"text": f"sample {index}"}
     )
     assert samples
     assert all(answer.soft == () for sample in samples for answer in sample.answers)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from potstill import quality
 from potstill.answers import Answers
 from potstill.cells import Finished, train_cell
 from potstill.compare.place import Job, Place
@@ -59,12 +58,11 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
     if trained is None:
         return False
     peak = memory.peak()
-    labels = experiment.splits.test.labels.numpy()
     scores: dict[str, float] = {}
     for which, answers in predict_cell(experiment, trained).items():
         with write_atomic(test_logits(trained, which)) as aside:
             np.save(aside, answers[DEEPEST])
-        scores[which] = quality.accuracy(answers[DEEPEST], labels)
+        scores[which] = experiment.task.value(answers[DEEPEST], experiment.splits.test)
     row: dict[str, Any] = {
         **scores,
         "metric": experiment.task.metric,

@@ -69,12 +69,10 @@ def standings(
         failed: Messages of the methods that failed.
     """
     select = experiment.recipe.train.select
-    labels = experiment.splits.test.labels.numpy()
 
     def right(method: str) -> NDArray[np.float64]:
         found = [np.load(place.cell(Job(method, seed)) / f"test-{select}.npy") for seed in seeds]
-        scores: NDArray[np.float64] = (np.stack(found).argmax(axis=-1) == labels).astype(np.float64)
-        return scores
+        return experiment.task.per_sample(np.stack(found), experiment.splits.test)
 
     control = right(CONTROL)
     rows = [
@@ -90,7 +88,7 @@ def standings(
         "higher_is_better": experiment.task.higher_is_better,
         "selected": select,
         "seeds": list(seeds),
-        "test_samples": len(labels),
+        "test_samples": len(experiment.splits.test),
         "control": _row(place, CONTROL, seeds, control, control),
         "methods": rows,
         "ranking": ranking_trust(ranked),

@@ -26,8 +26,8 @@ from potstill.experiment import Experiment
 from potstill.files import read_json, write_atomic, write_json, write_text
 from potstill.folder import RunFolder
 from potstill.outcome import Shared, measure_models, predict_teacher
-from potstill.quality import accuracy
-from potstill.run import report_cells, teacher_accuracy
+from potstill.quality import shown
+from potstill.run import report_cells, teacher_metric
 
 __all__ = ["compare_methods"]
 
@@ -107,12 +107,12 @@ def _base(recipe: str | Path, overrides: Sequence[str], seeds: int | None) -> tu
 
 
 def _teacher_validation(experiment: Experiment, place: Place) -> float:
-    """The teacher's accuracy on validation, checked once."""
+    """The teacher's metric on validation, checked once."""
     if place.teacher.is_file():
         return float(read_json(place.teacher)["validation"])
-    accuracy = teacher_accuracy(experiment)
-    assert accuracy is not None, "a comparison has a teacher"
-    return accuracy
+    reached = teacher_metric(experiment)
+    assert reached is not None, "a comparison has a teacher"
+    return reached
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,9 @@ class _Contest:
         broken = self._broken(dict.fromkeys(job.method for job in missing if job.method != CONTROL))
         todo = [job for job in missing if job.method not in broken]
         titles = [f"{job.name} ({every.index(job) + 1}/{len(every)})" for job in todo]
+        reached = shown(self.experiment.task.metric, self.validation)
         self.echo(
-            f"teacher: {self.validation:.2%} on {len(self.experiment.splits.validation)} validation samples; "
+            f"teacher: {reached} on {len(self.experiment.splits.validation)} validation samples; "
             f"{len(every)} cells, {len(every) - len(missing)} finished already, {len(todo)} to train"
         )
         if jobs > 1:
@@ -166,12 +167,12 @@ class _Contest:
                 shared = shared or Shared(self._teacher_test(), measure_models(self.experiment))
                 self._report(method, controls, shared)
         data = standings(self.experiment, self.place, self.methods, self.seeds, failed)
-        labels, recipe = self.experiment.splits.test.labels.numpy(), self.experiment.recipe
+        task, test, recipe = self.experiment.task, self.experiment.splits.test, self.experiment.recipe
         data |= {
             "potstill": __version__,
             "teacher": {
                 "validation": self.validation,
-                "test": accuracy(self._teacher_test(), labels),
+                "test": task.value(self._teacher_test(), test),
             },
             "title": f"{recipe.student.model} taught by {recipe.teacher.model if recipe.teacher else ''}",
             "recipe": RunFolder(self.place.path).recipe.read_text(encoding="utf-8"),

@@ -1,27 +1,54 @@
-"""What every kind of image data becomes: labelled images that answer to a list of positions."""
+"""What every kind of data becomes: samples that answer to a list of positions; labelled images."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from potstill.errors import UserError
 
-__all__ = ["ImageSet", "Subset", "check_labels"]
+__all__ = ["ImageSet", "LabelledSet", "Rows", "SampleSet", "Subset", "check_labels"]
 
 HASHED_SAMPLES = 256
 
-Rows = tuple[Tensor, Tensor, Tensor]
+Rows = tuple[Any, Any, Tensor]
+"""Samples, what is to be learnt of each, and their positions ``(n,)``; a task knows the first two."""
 
 
-class ImageSet(Dataset[Rows], ABC):
-    """Labelled images of one size.
+class SampleSet(Dataset[Rows], ABC):
+    """One part of a run's data, whatever its samples are."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
+        """A batch: the samples at ``indices``, their targets, and their positions ``(n,)``."""
+
+    def __getitem__(self, position: int) -> Rows:
+        return self.__getitems__([position])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether samples are there without decoding, so that worker processes would only slow it."""
+        return False
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """How long each sample is, ``(N,)``, where batches of like lengths are wanted; else ``None``."""
+        return None
+
+
+class LabelledSet(SampleSet):
+    """Samples that each belong to a class.
 
     Attributes:
         labels: ``(N,)`` int64 on the CPU.
@@ -35,6 +62,14 @@ class ImageSet(Dataset[Rows], ABC):
         return int(self.labels.shape[0])
 
     @abstractmethod
+    def subset(self, indices: Sequence[int]) -> Self:
+        """The samples at ``indices``, renumbered from 0."""
+
+
+class ImageSet(LabelledSet):
+    """Labelled images of one size."""
+
+    @abstractmethod
     def images(self, indices: Sequence[int]) -> Tensor:
         """The images at ``indices``: ``(n, C, H, W)``, uint8 or float32."""
 
@@ -42,14 +77,6 @@ class ImageSet(Dataset[Rows], ABC):
         """Images ``(n, C, H, W)``, labels ``(n,)`` and positions ``(n,)`` of a batch."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return self.images(indices), self.labels[index], index
-
-    def __getitem__(self, position: int) -> Rows:
-        return self.__getitems__([position])
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether images are there without decoding, so that worker processes would only slow it."""
-        return False
 
     @property
     def channels(self) -> int:
@@ -61,6 +88,11 @@ class ImageSet(Dataset[Rows], ABC):
         """Height and width."""
         height, width = self.images([0]).shape[2:]
         return int(height), int(width)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, ``(C, H, W)``."""
+        return (self.channels, *self.size)
 
     @property
     def floats(self) -> bool:

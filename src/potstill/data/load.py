@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from potstill.specs import attribute, find
 __all__ = ["DataConfig", "Splits", "complete", "load_data"]
 
 COUNT = Range(least=1)
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Generic[Part]):
     """The three parts of a run.
 
     Attributes:
@@ -64,13 +65,13 @@ class Splits:
         notes: What a reader should know of how they came about.
     """
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Part
+    validation: Part
+    test: Part
     notes: list[str] = field(default_factory=list)
 
 
-def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits:
+def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[ImageSet]:
     """Load the parts that a recipe names and cut those that are missing.
 
     Args:
@@ -112,7 +113,7 @@ def _called(made: Any, config: DataConfig) -> Any:
         raise UserError("data.arguments", f"{config.path} refuses them: {error}") from error
 
 
-def complete(parts: Mapping[str, ImageSet], config: DataConfig) -> Splits:
+def complete(parts: Mapping[str, ImageSet], config: DataConfig) -> Splits[ImageSet]:
     """Cut the missing parts from the training part, and limit what remains of it.
 
     Raises:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from potstill.data.dataset import ImageSet
+from potstill.data.dataset import Rows, SampleSet
 from potstill.errors import UserError
 
 __all__ = ["Loader"]
 
-Rows = tuple[Tensor, Tensor, Tensor]
 Partners = Callable[[Tensor, int], Tensor]
 """From positions and the number of an epoch to positions that are read beside them."""
 
@@ -27,6 +26,24 @@ def _as_is(rows: Any) -> Any:
     return rows
 
 
+BUCKET_BATCHES = 32
+"""Among so many batches of an order samples are sorted by length."""
+
+
+def _bucketed(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The order in stretches sorted by length, whose batches are then mixed anew.
+
+    What fills no whole batch stays at the end.
+    """
+    whole, stretch = len(order) // size * size, BUCKET_BATCHES * size
+    parts = [order[start : min(start + stretch, whole)] for start in range(0, whole, stretch)]
+    alike = np.concatenate([order[:0], *(part[np.argsort(lengths[part], kind="stable")] for part in parts)])
+    mixed = rng.permutation(alike.reshape(-1, size))
+    return np.concatenate([mixed.reshape(-1), order[whole:]])
+
+
 class _Reading(Dataset[Any]):
     """A set as worker processes read it.
 
@@ -34,7 +51,7 @@ class _Reading(Dataset[Any]):
     on the batch alone, not on which process reads it or on what that process read before a resume.
     """
 
-    def __init__(self, dataset: ImageSet, seed: int) -> None:
+    def __init__(self, dataset: SampleSet, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
@@ -79,7 +96,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ImageSet,
+        dataset: SampleSet,
         *,
         batch_size: int,
         seed: int,
@@ -115,11 +132,17 @@ class Loader:
         return whole + (1 if rest and not self.drop_last else 0)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Positions in the order of ``epoch``, the same on every rank."""
+        """Positions in the order of ``epoch``, the same on every rank.
+
+        Samples of different lengths come in batches of like lengths, which change from epoch to epoch.
+        """
         count = len(self.dataset)
+        lengths = self.dataset.lengths
         if not self.shuffle:
-            return np.arange(count)
-        return np.random.default_rng([self.seed, epoch]).permutation(count)
+            return np.arange(count) if lengths is None else np.argsort(lengths, kind="stable")
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(count)
+        return order if lengths is None else _bucketed(order, lengths, self.batch_size, rng)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[Rows]:
         """This rank's share of the batches of an epoch.
@@ -129,8 +152,8 @@ class Loader:
             start_batch: Batch to start with; those before are skipped without being read.
 
         Yields:
-            Images ``(n, C, H, W)``, labels ``(n,)`` and positions ``(n,)``; where images are mixed, the
-            partners' images and labels come behind the batch's own. Without ``drop_last`` a rank may get no
+            Samples, targets and positions ``(n,)``; where images are mixed, the partners' images and labels
+            come behind the batch's own. Without ``drop_last`` a rank may get no
             share of the last batch, and then fewer batches.
 
         Raises:
@@ -143,13 +166,13 @@ class Loader:
             yield from (self.read(share, number) for share in shares)
         else:
             wanted = (self._with_partners(share, number) for share in shares)
-            for share, (images, labels, index) in zip(shares, self._decoded(wanted, number), strict=True):
-                yield images, labels, index[: len(share)]
+            for share, (samples, targets, index) in zip(shares, self._decoded(wanted, number), strict=True):
+                yield samples, targets, index[: len(share)]
 
     def read(self, positions: list[int], epoch: int) -> Rows:
         """One batch as :meth:`epoch` yields them."""
-        images, labels, index = self.dataset.__getitems__(self._with_partners(positions, epoch))
-        return images, labels, index[: len(positions)]
+        samples, targets, index = self.dataset.__getitems__(self._with_partners(positions, epoch))
+        return samples, targets, index[: len(positions)]
 
     def _with_partners(self, positions: list[int], epoch: int) -> list[int]:
         if self.partners is None:

@@ -90,7 +90,7 @@ def decide(experiment: Experiment, folder: RunFolder, answers: ByExit) -> EarlyE
     }
     if not distributed.is_main():
         return None
-    runtime = make_runtime(network, experiment.example().input("student"))
+    runtime = make_runtime(network, experiment.example().tensor("student"))
     costs = costs_of(runtime, _inputs(experiment, parts.reporting, [0]))
     choices = {kind: _choose(config, kind, calibration, costs) for kind in KINDS}
     chosen = choices[config.policy]
@@ -129,7 +129,7 @@ def _answers(part: ImageSet, by_name: ByExit) -> Answers:
 
 def _inputs(experiment: Experiment, part: ImageSet, indices: Sequence[int]) -> torch.Tensor:
     """What the student sees of some samples."""
-    return experiment.task.plain_batch(*part.__getitems__(indices)).input("student")
+    return experiment.task.plain_batch(*part.__getitems__(indices)).tensor("student")
 
 
 def _choose(config: DeepSupervisionConfig, kind: str, calibration: Answers, costs: Costs) -> Choice:

@@ -30,7 +30,7 @@ def prospect(experiment: Experiment) -> Iterator[str]:
     parts = parts_of(config, experiment.splits)
     network = experiment.blank("student").to(experiment.device)
     assert isinstance(network, WithExits)
-    reason = cut(network.model, network.paths, experiment.example().input("student")).reason
+    reason = cut(network.model, network.paths, experiment.example().tensor("student")).reason
     places = f"early exits at {', '.join(network.paths)}"
     if reason:
         yield f"{places} will save no time: the network is computed whole, it cannot be cut, as {reason}"

@@ -109,7 +109,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one arm answers to one image.
+    """What one arm answers to one sample.
 
     Attributes:
         arm: ``teacher``, ``control`` or ``student``.
@@ -124,17 +124,19 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One test image and what the arms answer.
+    """One test sample and what the arms answer.
 
     Attributes:
-        image: A ``data:`` URI of a PNG, from :func:`picture`.
+        image: A ``data:`` URI of a PNG, from :func:`picture`; empty for other samples.
+        text: The sample itself, where it is a text.
         index: Position in the test part.
         label: Its true class.
         why: Why it is shown ("only the student is right").
         answers: One answer an arm.
     """
 
-    image: str
+    image: str = ""
+    text: str = ""
     index: int
     label: str
     why: str

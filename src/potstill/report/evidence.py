@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill import quality
-from potstill.report.content import Answer, ArmDetail, Bin, ClassDifference, Guess, Sample, picture
+from potstill.report.content import Answer, ArmDetail, Bin, ClassDifference, Guess, Sample
 from potstill.verdict import compare
 
 __all__ = ["arm_detail", "class_differences", "telling_samples"]
@@ -79,9 +80,9 @@ def telling_samples(
     class_names: Sequence[str],
     *,
     temperature: float,
-    image: Callable[[int], NDArray[np.uint8]],
+    shown: Callable[[int], Mapping[str, str]],
 ) -> tuple[Sample, ...]:
-    """A few test images that show what the teacher's soft answers hold, picked by a fixed rule.
+    """A few test samples that show what the teacher's soft answers hold, picked by a fixed rule.
 
     Of each kind (only the student right, only the control right, all right, all wrong) the ones are taken
     for which the teacher (the student, where there is none) gives its second class the most probability at
@@ -93,28 +94,26 @@ def telling_samples(
         labels: ``(N,)``.
         class_names: The ``C`` names.
         temperature: The training temperature.
-        image: Gives the uint8 pixels ``(C, H, W)`` of a test sample.
+        shown: A test sample as fields of :class:`Sample`: ``image`` or ``text``.
     """
     soft = quality.softmax(logits.get("teacher", logits["student"]), temperature)
     second = np.partition(soft, -2, axis=-1)[:, -2] if soft.shape[-1] > 1 else np.zeros(len(soft))
     order = np.argsort(-second, kind="stable")
     samples = []
     for why, members, wanted in _kinds(logits, labels):
-        shown: set[int] = set()
+        told: set[int] = set()
         for index in order[members[order]].tolist():
-            if len(shown) == wanted:
+            if len(told) == wanted:
                 break
             label = int(labels[index])
-            if label in shown:
+            if label in told:
                 continue
-            shown.add(label)
+            told.add(label)
             answers = tuple(
                 _answer(arm, values[index], class_names, temperature) for arm, values in logits.items()
             )
-            drawn = picture(image(index))
-            samples.append(
-                Sample(image=drawn, index=index, label=class_names[label], why=why, answers=answers)
-            )
+            given: Any = shown(index)
+            samples.append(Sample(index=index, label=class_names[label], why=why, answers=answers, **given))
     return tuple(samples)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from potstill.batch import Batch, Share, Signals, Step
+from potstill.batch import Batch, Inputs, Share, Signals, Step
 from potstill.comparison import any_valid
 from potstill.errors import UserError
 from potstill.objective import Objective
@@ -44,7 +44,7 @@ class StudentPart(nn.Module):
         # Memories are large, and the same in every process as they come: DDP need not send them about.
         self._ddp_params_and_buffers_to_ignore = [f"matchers.{name}" for name, _ in matchers.named_buffers()]
 
-    def forward(self, inputs: Tensor) -> Signals:
+    def forward(self, inputs: Inputs) -> Signals:
         """Answer to ``inputs`` ``(N, ...)``; adapted tensors stand among the taps under their key."""
         signals: Signals = self.tapped(inputs)
         taps = dict(signals.taps)

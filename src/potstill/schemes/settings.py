@@ -231,7 +231,7 @@ class DeepSupervisionConfig:
     def with_exits(self, network: nn.Module, given: Batch) -> WithExits:
         """``network`` with exits that are not trained yet."""
         exits = self.exits if isinstance(self.exits, str) else list(self.exits)
-        return WithExits(network, exits, given.input("student"), where="scheme.exits")
+        return WithExits(network, exits, given.tensor("student"), where="scheme.exits")
 
     def build(self, given: Ingredients) -> DeepSupervision:
         """The scheme."""

@@ -1,5 +1,6 @@
 """What is learnt: a task makes batches, gives the supervised loss and reads the predictions."""
 
 from potstill.tasks.classification import Classification
+from potstill.tasks.contract import Answers, Task
 
-__all__ = ["Classification"]
+__all__ = ["Answers", "Classification", "Task"]

@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from potstill import distributed
-from potstill.augment import Augment
-from potstill.batch import Batch, Signals
-from potstill.data.loader import Loader
+from potstill.augment import Augment, AugmentConfig
+from potstill.batch import Batch
+from potstill.data.dataset import ImageSet, LabelledSet
+from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
+from potstill.models.weights import save_weights
+from potstill.report.content import picture
+from potstill.tasks.classes import Classifier
 
 __all__ = ["Classification"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(Classifier):
     """Batches, supervised loss and predictions of an image classifier.
 
     Attributes:
-        class_names: One name a class, in the order of the labels.
         preprocessing: How each role (``teacher``, ``student``) wants its images.
+        augmentation: What training batches are augmented by, once :meth:`seeded`.
         augment: The transform of training batches, ``None`` for none.
-        label_smoothing: Share of the target spread over all classes, 0 to 1.
         device: Where batches go.
         channels_last: Lay images out with channels last, as convolutions on processors like it.
     """
 
-    class_names: tuple[str, ...]
     preprocessing: Mapping[str, Preprocessing]
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     augment: Augment | None = None
-    label_smoothing: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     channels_last: bool = False
 
-    metric = "accuracy"
-    higher_is_better = True
+    samples = "images"
+
+    def placed(self, device: torch.device, *, channels_last: bool) -> Classification:
+        """The same task, its batches on ``device``."""
+        return replace(self, device=device, channels_last=channels_last)
+
+    def seeded(self, seed: int, samples: int) -> Classification:
+        """The same task with the augmentation of a seed, for a training set of so many samples."""
+        return replace(self, augment=Augment(self.augmentation, seed, samples=samples))
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    def partners(self) -> Callable[[Tensor, int], Tensor] | None:
+        """With whose images a batch is mixed, where the augmentation mixes."""
+        return self.augment.partners if self.augment is not None and self.augment.mixes else None
 
     def training_batch(self, images: Tensor, labels: Tensor, index: Tensor, view: int) -> Batch:
         """A training batch: augmented once, then normalised for each role.
@@ -88,48 +96,29 @@ class Classification:
     def _lay_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
-    def supervised(self, signals: Signals, batch: Batch) -> Tensor:
-        """Cross-entropy with the labels, ``(N,)`` in float32."""
-        assert batch.target is not None
-        logits = signals.output.float() if signals.output.dtype != torch.float64 else signals.output
-        return cross_entropy(logits, batch.target, reduction="none", label_smoothing=self.label_smoothing)
+    # Words and files --------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def predict(self, model: nn.Module, loader: Loader, role: str) -> Tensor:
-        """Logits of every sample, in the order of the data set, the same on every rank.
+    def describe_data(self, train: ImageSet) -> str:
+        """Classes and the shape of one image, as the data gives it."""
+        return f"{self.num_classes} classes, images {train.shape}"
 
-        Args:
-            model: A classifier; put in eval mode for the call and back afterwards.
-            loader: Gives this rank's share of the samples, each exactly once over all ranks.
-            role: Whose preprocessing to use.
+    def describe_input(self, role: str) -> str:
+        """Normalisation and size."""
+        return self.preprocessing[role].describe()
 
-        Returns:
-            ``(len(data), C)`` float32 on the CPU.
-        """
-        training = model.training
-        model.eval()
-        rows: Tensor | None = None
-        for images, labels, index in loader.epoch(0):
-            logits = model(self.plain_batch(images, labels, index).input(role))
-            if isinstance(logits, Signals):
-                logits = logits.output
-            logits = (logits[0] if isinstance(logits, tuple) else logits).float().cpu()
-            if rows is None:
-                rows = logits.new_zeros(len(loader.dataset), logits.shape[1])
-            rows[index.cpu()] = logits
-        model.train(training)
-        if rows is None:
-            rows = torch.zeros(len(loader.dataset), self.num_classes)
-        return distributed.sum_tensor(rows)
+    def one_input(self, role: str, train: ImageSet) -> OneInput:
+        """Shape of one image as ``role`` sees it, after its own resize."""
+        return tuple(self.plain_batch(*train.__getitems__([0])).tensor(role).shape[1:])
 
-    def evaluate(self, model: nn.Module, loader: Loader, role: str = "student") -> dict[str, float]:
-        """Accuracy (a fraction) and mean cross-entropy over all samples of ``loader``."""
-        return self.score(self.predict(model, loader, role), loader)
-
-    def score(self, logits: Tensor, loader: Loader) -> dict[str, float]:
-        """The same of logits ``(len(data), C)``."""
-        labels = loader.dataset.labels
-        return {
-            "accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
-            "loss": float(cross_entropy(logits, labels)),
+    def keep(self, model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+        """The weights, with the classes and how images are prepared."""
+        own = {
+            "classes": "\n".join(self.class_names),
+            "preprocessing": self.preprocessing["student"].describe(),
         }
+        save_weights(model, path, {**metadata, **own})
+
+    def shown(self, part: LabelledSet, position: int) -> Mapping[str, str]:
+        """The image."""
+        assert isinstance(part, ImageSet)
+        return {"image": picture(part.images([position])[0].numpy())}

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,8 @@ __all__ = ["Course", "Place", "Prepare", "total_steps"]
 
 LOGGED_ROWS = 200
 
-Prepare = Callable[[Tensor, Tensor, Tensor, int], Batch]
+Prepare = Callable[[Any, Any, Tensor, int], Batch]
+"""A batch from samples, targets, positions ``(n,)`` and the number of their view."""
 
 
 def _steps_per_epoch(loader: Loader, config: TrainConfig) -> int:
@@ -123,8 +125,8 @@ class Course:
             epoch, position = divmod(done, self._epoch_steps)
             group: list[Batch] = []
             left = self._loader.batches_per_epoch - position * self._accumulate
-            for images, labels, index in self._loader.epoch(epoch, position * self._accumulate):
-                group.append(prepare(images, labels, index, epoch))
+            for samples, targets, index in self._loader.epoch(epoch, position * self._accumulate):
+                group.append(prepare(samples, targets, index, epoch))
                 left -= 1
                 if len(group) == self._accumulate or left == 0:
                     yield group

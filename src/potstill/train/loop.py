@@ -46,6 +46,7 @@ def train(
     observer: Observer,
     evaluate: Evaluate,
     metric: str,
+    higher: bool = True,
     resume: bool,
     seed: int,
 ) -> Trained:
@@ -54,14 +55,15 @@ def train(
     Args:
         scheme: Who teaches whom; its parts are wrapped in DDP where there are several processes.
         loader: The training batches.
-        prepare: Makes a batch of ``(images, labels, index, view)``.
+        prepare: Makes a batch of ``(samples, targets, index, view)``.
         config: Length, optimiser, schedule.
         precision: What forward passes compute in.
         device: Where.
         folder: For the checkpoints.
         observer: Who is told.
-        evaluate: Validation metrics of networks, of which a higher ``metric`` is better.
+        evaluate: Validation metrics of networks.
         metric: Which of them decides the best network and epoch.
+        higher: Whether a higher ``metric`` is better.
         resume: Go on from the newest whole checkpoint in ``folder``; without one, start anew.
         seed: Of everything random in the networks.
 
@@ -82,6 +84,7 @@ def train(
         observer=observer,
         evaluate=evaluate,
         metric=metric,
+        higher=higher,
     )
     try:
         if resume:
@@ -111,10 +114,11 @@ class Training:
         observer: Observer,
         evaluate: Evaluate,
         metric: str,
+        higher: bool = True,
     ) -> None:
         self.scheme, self.prepare, self.config = scheme, prepare, config
         self.observer = observer
-        self.validation = Validation(evaluate, metric, config.patience)
+        self.validation = Validation(evaluate, metric, config.patience, higher=higher)
         self.checkpoints = Checkpoints(folder)
         self.course = Course(loader, config, scheme.stages)
         self.learners = Learners(scheme, config)

@@ -21,15 +21,17 @@ class Validation:
 
     Args:
         evaluate: Validation metrics of each of some networks, by name.
-        metric: Which of them decides the best network and epoch; higher is better.
+        metric: Which of them decides the best network and epoch.
         patience: Epochs without a better metric after which to stop, ``None`` for never.
+        higher: Whether a higher metric is better.
 
     Attributes:
         history: One row an epoch: the metrics of the network that was best after it, and, of several, those
             of each as ``name.metric``.
     """
 
-    def __init__(self, evaluate: Evaluate, metric: str, patience: int | None) -> None:
+    def __init__(self, evaluate: Evaluate, metric: str, patience: int | None, *, higher: bool = True) -> None:
+        self._sign = 1.0 if higher else -1.0
         self._evaluate, self._metric, self._patience = evaluate, metric, patience
         self.history: list[dict[str, float]] = []
         self._leader: str | None = None
@@ -60,15 +62,19 @@ class Validation:
             A row for the observer.
         """
         found = self._evaluate(networks)
-        leader = max((name for name in networks if watched[name]), key=lambda name: found[name][self._metric])
+        leader = max(
+            (name for name in networks if watched[name]),
+            key=lambda name: self._sign * found[name][self._metric],
+        )
         row = {"epoch": float(epoch), "step": float(step), **found[leader]}
         if len(networks) > 1:
             row |= {f"{name}.{self._metric}": found[name][self._metric] for name in networks}
             row |= found.get(TOGETHER, {})
         self.history.append(row)
         self._leader = leader
-        if self._best is None or row[self._metric] > self._best[0]:
-            self._best = (row[self._metric], len(self.history), leader, kept(leader))
+        quality = self._sign * row[self._metric]
+        if self._best is None or quality > self._best[0]:
+            self._best = (quality, len(self.history), leader, kept(leader))
         return {**row, "step": step, "epoch": epoch}
 
     @property
