@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ class Experiment:
     """
 
     recipe: Recipe
-    splits: Splits
+    splits: Splits[Any]
     task: Task
     teacher: nn.Module | None
     fresh: Callable[[], nn.Module]

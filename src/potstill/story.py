@@ -99,8 +99,8 @@ def _setup(
     if teacher_validation is not None:
         yield (
             f"The teacher came trained and was never changed; {_reached(experiment, teacher_validation)} "
-            f"the {len(splits.validation):,} validation {samples}. What it saw in its own training is not known "
-            "to this report unless a note says so."
+            f"the {len(splits.validation):,} validation {samples}. What it saw in its own training is not "
+            "known to this report unless a note says so."
         )
     yield from _scheme_in_words(recipe.scheme)
     given = f"{len(splits.train):,} {_kind(experiment)}"

@@ -30,7 +30,7 @@ class Parts:
     calibrated_on: str
 
 
-def parts_of(config: DeepSupervisionConfig, splits: Splits) -> Parts:
+def parts_of(config: DeepSupervisionConfig, splits: Splits[ImageSet]) -> Parts:
     """Test images, with every class in its share, where the recipe says ``calibrate_on``; else validation.
 
     Raises:
