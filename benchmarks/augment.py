@@ -69,7 +69,7 @@ def ours(section: dict[str, Any], size: int) -> Callable[[Tensor], Tensor]:
         rows = torch.cat([index, augment.partners(index, view)])
         images = augment(images.repeat(len(rows) // size, 1, 1, 1) if augment.mixes else images, rows, view)
         if augment.mixes:
-            images, _ = augment.mix(images, rows % 10, index, view, classes=10)
+            images, _, _ = augment.mix(images, rows % 10, index, view, classes=10)
         return images
 
     return call

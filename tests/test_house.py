@@ -57,7 +57,7 @@ LAYERS: list[set[str]] = [
     {"story"},
     {"run"},
     {"compare"},
-    {"api", "demo"},
+    {"api", "demo", "endings"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Inputs", "Share", "Signals", "Step", "ask", "moved"]
+__all__ = ["Batch", "Inputs", "Mixture", "Share", "Signals", "Step", "ask", "moved"]
 
 Inputs = Tensor | Mapping[str, Tensor]
 """What a network takes: a tensor, or tensors by the names of its arguments."""
@@ -35,6 +35,20 @@ def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """Of which two images each sample of a batch is mixed.
+
+    Attributes:
+        partner: Row of the other image among all that were read, ``(N,)`` int64; a sample's own row where
+            it is not mixed. A sample's own image stands in its own row.
+        share: Share of the sample's own image, ``(N,)`` float64, 1 where it is not mixed.
+    """
+
+    partner: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One batch, as a task made it.
 
@@ -47,6 +61,8 @@ class Batch:
         where: Boolean mask of the valid predictions (``(N,)`` or ``(N, L)``), ``None`` where all are.
         index: Position of each sample in its data set, ``(N,)`` int64.
         view: Number of the augmented view (the epoch, unless a cache repeats views).
+        mixture: Where the teacher's answers are mixed and not its images: how. Its input then holds the
+            plain images, the samples' and behind them their partners'.
     """
 
     inputs: Mapping[str, Inputs]
@@ -54,6 +70,7 @@ class Batch:
     where: Tensor | None
     index: Tensor
     view: int = 0
+    mixture: Mixture | None = None
 
     def __len__(self) -> int:
         return int(self.index.shape[0])
@@ -94,7 +111,7 @@ class Batch:
 
         inputs = {role: moved(tensors, device) for role, tensors in self.inputs.items()}
         index = self.index.to(device, non_blocking=True)
-        return Batch(inputs, move(self.target), move(self.where), index, self.view)
+        return Batch(inputs, move(self.target), move(self.where), index, self.view, self.mixture)
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,18 @@ Nothing heavy is imported before a verb needs it: ``potstill --help`` answers wi
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from potstill._version import __version__
+from potstill.endings import FAILED, INTERRUPTED, reporting, say
 from potstill.errors import UserError
 
 __all__ = ["app", "main"]
-
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
-_LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # gloo, when a process is gone
 
 app = typer.Typer(
     name="potstill",
@@ -44,56 +38,6 @@ Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 
 
-@contextmanager
-def _reporting(show: bool) -> Iterator[None]:
-    """Turn errors that a user can mend into one line and exit code 2, and Ctrl-C into 130."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, head or less, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError) as error:
-        raise _stop(_message(error), MISTAKE, show) from error
-    except KeyboardInterrupt as error:
-        raise _stop("interrupted", INTERRUPTED, show) from error
-    except RuntimeError as error:
-        if "RANK" not in os.environ or not _LOST_PEER.search(str(error)):
-            raise
-        raise _stop("stopped: another process failed; its message says why", MISTAKE, show) from error
-
-
-def _stop(line: str, code: int, show: bool) -> typer.Exit:
-    if show:
-        traceback.print_exc()
-    _say(line)
-    return typer.Exit(code)
-
-
-def _message(error: UserError | OSError) -> str:
-    """What is wrong, starting with where: a recipe's key or a path."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
-
-
-def _say(line: str) -> None:
-    """To stderr, once for all processes, and never wrapped."""
-    if _is_first(line):
-        print(line, file=sys.stderr, flush=True)
-
-
-def _is_first(line: str) -> bool:
-    """Whether no other process of this run said it: a mistake may show on one of them only, or on all."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # alone, or without torchrun
-        return os.environ.get("RANK", "0") == "0"
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    store = TCPStore(  # torchrun's own, which outlives the processes
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-    )
-    return int(store.add(f"potstill said: {line}", 1)) == 1
-
-
 def _version(asked: bool) -> None:
     if asked:
         print(f"potstill {__version__}")
@@ -112,7 +56,7 @@ def _root(
 @app.command()
 def demo(show: Traceback = False) -> None:
     """Distil a small network on built-in data: no arguments, about a minute, writes potstill-demo/."""
-    with _reporting(show):
+    with reporting(show):
         from potstill.demo import demo as run_demo
 
         result = run_demo(Path("potstill-demo"), print)
@@ -141,7 +85,7 @@ def run(
     show: Traceback = False,
 ) -> None:
     """Run a recipe: check the teacher, train control and student, compare them, write the report."""
-    with _reporting(show):
+    with reporting(show):
         if names:
             from potstill.config import shipped_recipes
 
@@ -183,7 +127,7 @@ def _finish(result: Any, again: list[str]) -> None:
     from potstill.distributed import is_main
 
     if result.interrupted:
-        _say(f"interrupted, and saved; go on with: {shlex.join(again)}")
+        say(f"interrupted, and saved; go on with: {shlex.join(again)}")
         raise typer.Exit(INTERRUPTED)
     if result.data and is_main():
         print(result.table())
@@ -199,6 +143,9 @@ def compare(
     ] = None,
     rows: Annotated[
         Path | None, typer.Option("--rows", metavar="FILE", help="YAML of named distill blocks.")
+    ] = None,
+    vary: Annotated[
+        Path | None, typer.Option("--vary", metavar="FILE", help="YAML of named settings of the recipe.")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", help="Runs of each; the recipe's by default.")
@@ -220,33 +167,28 @@ def compare(
 ) -> None:
     """Train the control and several methods with several seeds, and tell which gained, and how surely."""
     del resume
-    with _reporting(show):
-        from potstill.compare import compare_methods
+    with reporting(show):
+        from potstill.compare import compare_methods, compare_variations
 
-        found = compare_methods(
-            recipe,
-            methods,
-            rows=rows,
-            seeds=seeds,
-            data=data,
-            out=out,
-            overrides=list(settings or []),
-            jobs=jobs,
-        )
+        options = {"rows": rows, "seeds": seeds, "data": data, "out": out, "overrides": settings or []}
+        if vary is None:
+            found: Any = compare_methods(recipe, methods, jobs=jobs, **options)
+        else:
+            found = compare_variations(recipe, vary, methods, jobs=jobs, **options)
         if found.interrupted:
-            _say(f"interrupted, and saved; go on with: {shlex.join(['potstill', *sys.argv[1:]])}")
+            say(f"interrupted, and saved; go on with: {shlex.join(['potstill', *sys.argv[1:]])}")
             raise typer.Exit(INTERRUPTED)
         print(found.table())
         print(f"report: {found.page}")
         if found.failed:
-            _say(f"failed: {', '.join(found.failed)}; the table says why")
+            say(f"failed: {', '.join(found.failed)}; the table says why")
             raise typer.Exit(FAILED)
 
 
 @app.command()
 def measure(run_folder: RunPath, data: Data = None, show: Traceback = False) -> None:
     """Parameters, MACs, bytes and latency of teacher and student, timed in turns."""
-    with _reporting(show):
+    with reporting(show):
         from potstill.environment import processor
         from potstill.measure import measure as measure_models
         from potstill.run import load_student
@@ -274,7 +216,7 @@ def export(
     show: Traceback = False,
 ) -> None:
     """Write the student as ONNX, checked with onnxruntime; one with early exits also in segments."""
-    with _reporting(show):
+    with reporting(show):
         from potstill.deploy.export import export_onnx
         from potstill.deploy.segments_export import export_run_exits
         from potstill.folder import RunFolder
@@ -290,7 +232,7 @@ def export(
 @app.command()
 def report(run_folder: RunPath, show: Traceback = False) -> None:
     """Draw the report of a finished run, or the page of a comparison, again."""
-    with _reporting(show):
+    with reporting(show):
         from potstill.report import render, render_comparison
 
         compared = (run_folder / "comparison.json").is_file()
@@ -303,7 +245,7 @@ def methods(
     show: Traceback = False,
 ) -> None:
     """What can be matched: formula, paper, what it needs, default weight."""
-    with _reporting(show):
+    with reporting(show):
         from potstill.methods import listing, page
 
         print(listing() if name is None else page(name))

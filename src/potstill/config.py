@@ -164,6 +164,8 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     _, terms = parse_terms(recipe.distill)
     _check_teacher(recipe)
     _check_mixing(recipe.augment, terms)
+    if recipe.augment.mix_targets and recipe.scheme.kind != "offline":
+        raise UserError("augment.mix_targets", "needs scheme: offline, in which a trained teacher answers")
     return recipe
 
 
@@ -179,11 +181,16 @@ def _check_teacher(recipe: Recipe) -> None:
 
 def _check_mixing(augment: AugmentConfig, terms: Mapping[str, TermConfig]) -> None:
     for name, term in terms.items():
+        spec = Term(name, term).spec
         for mixing, _ in augment.mixings():
-            if Term(name, term).spec.target:
+            if spec.target:
                 raise UserError(
                     f"augment.{mixing}", f"mixes labels, and distill.{name} ({term.loss}) needs one an image"
                 )
+        if augment.mix_targets and spec.signal != "logits":
+            raise UserError(
+                "augment.mix_targets", f"mixes answers alone, and distill.{name} ({term.loss}) looks inside"
+            )
 
 
 def dump(recipe: Recipe) -> str:

@@ -21,6 +21,7 @@ from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, Ingredients
 from potstill.tasks import Task
+from potstill.teachers import MixedAnswers
 from potstill.train.course import Prepare
 from potstill.train.precision import Precision
 
@@ -88,10 +89,12 @@ class Experiment:
         return self.recipe.scheme.build(ingredients)
 
     def _teaching(self, seed: int) -> nn.Module | None:
-        if self.answers is None or self.teacher is None:
-            return self.teacher
-        self.answers.begin(seed)
-        return Remembered(self.teacher, self.answers)
+        teacher = self.teacher
+        if teacher is not None and self.answers is not None:
+            self.answers.begin(seed)
+            teacher = Remembered(teacher, self.answers)
+        mixes = teacher is not None and self.recipe.augment.mix_targets
+        return MixedAnswers(teacher) if mixes else teacher
 
     def _maker(self, place: int | None) -> Callable[[], nn.Module]:
         return self.fresh if place is None else self.others[place]

@@ -17,7 +17,7 @@ from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.taps import INPUT, Tapped
 
-__all__ = ["Ensemble", "Frozen", "Teacher", "as_teacher", "mean_log_probabilities"]
+__all__ = ["Ensemble", "Frozen", "MixedAnswers", "Teacher", "as_teacher", "mean_log_probabilities"]
 
 
 @runtime_checkable
@@ -156,6 +156,61 @@ class Ensemble(nn.Module):
             if len(set(shapes)) > 1:
                 raise UserError("teacher", f"an ensemble needs outputs of one shape, got {shapes}")
             return Signals(mean_log_probabilities([answer.output for answer in answers]), answers[0].taps)
+
+
+class MixedAnswers(nn.Module):
+    """A teacher that is asked about the two plain images of a mixture, and whose answers are mixed.
+
+    Formula: ``log(share * p(own) + (1 - share) * p(partner))``, as labels are mixed.
+
+    Args:
+        teacher: A network or a teacher.
+
+    >>> from potstill.batch import Mixture
+    >>> sure = nn.Identity()
+    >>> plain = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
+    >>> mixture = Mixture(torch.tensor([1]), torch.tensor([0.75]))
+    >>> batch = Batch({"student": plain[:1], "teacher": plain}, None, None, torch.arange(1), mixture=mixture)
+    >>> MixedAnswers(sure)(batch).output.exp()
+    tensor([[0.7500, 0.2500]])
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = as_teacher(teacher)
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The teacher's network."""
+        return cast(Teacher, self.teacher).network
+
+    def tapping(self, paths: Sequence[str]) -> MixedAnswers:
+        """Only answers can be mixed: what is between belongs to one image.
+
+        Raises:
+            UserError: If there is anything to tap.
+        """
+        if paths:
+            raise UserError(
+                "augment.mix_targets", f"mixes answers alone; a term compares the layer {paths[0]!r}"
+            )
+        return self
+
+    def train(self, mode: bool = True) -> MixedAnswers:
+        """Stay in eval mode whatever ``mode`` says."""
+        super().train(False)
+        return self
+
+    def forward(self, batch: Batch, given: Any = None) -> Signals:
+        """Log-probabilities of the mixtures ``(N, C)``; of a batch without any, what the teacher answers."""
+        signals: Signals = self.teacher(batch, given)
+        if batch.mixture is None:
+            return signals
+        logs = _precise(signals.output).log_softmax(dim=-1)
+        share = batch.mixture.share.to(logs)[:, None]
+        partner = logs[batch.mixture.partner.to(logs.device)]
+        return Signals(torch.logaddexp(logs[: len(batch)] + share.log(), partner + (1 - share).log()))
 
 
 def _by_its_input(batch: Batch) -> Batch:

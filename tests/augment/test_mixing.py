@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from potstill.augment import Augment, AugmentConfig
@@ -23,6 +24,7 @@ from potstill.models.preprocessing import Preprocessing
 from potstill.run import run
 from potstill.schemes.self_taught import SmoothedLabels
 from potstill.tasks import Classification
+from potstill.teachers import Frozen, MixedAnswers
 
 CLASSES = ("a", "b", "c")
 CONFIGS = {
@@ -112,7 +114,7 @@ def test_a_mixup_is_the_weighted_sum_of_two_views() -> None:
     source, partners = data(), Augment(config, seed=1, samples=60).partners(index, 3)
     rows = torch.cat([index, partners])
     seen = augment(source.images(rows.tolist()), rows, 3)
-    made, target = augment.mix(seen, source.labels[rows], index, 3, classes=60)
+    made, target, _ = augment.mix(seen, source.labels[rows], index, 3, classes=60)
     for row in range(20):
         own, other = source.labels[rows[row]], source.labels[rows[20 + row]]
         if own == other:
@@ -129,7 +131,7 @@ def test_a_cutmix_target_counts_pixels() -> None:
     own, other = torch.full((60, 1, 8, 8), 1.0), torch.full((60, 1, 8, 8), 2.0)
     labels = torch.cat([torch.zeros(60), torch.ones(60)]).long()
     assert len(partners) == 60
-    made, target = augment.mix(torch.cat([own, other]), labels, index, 0, classes=2)
+    made, target, _ = augment.mix(torch.cat([own, other]), labels, index, 0, classes=2)
     torch.testing.assert_close(target[:, 1], (made == 2).float().mean(dim=(1, 2, 3)))
     assert float(target[:, 1].std()) > 0.1
     for box in made[:, 0] == 2:
@@ -145,7 +147,7 @@ def test_targets_sum_to_one_and_shares_follow_beta(alpha: float, chance: float, 
     augment, index = Augment(config, seed=seed, samples=100), torch.arange(30)
     rows = torch.cat([index, augment.partners(index, view)])
     assert 0 <= len(rows) - 30 <= 30
-    made, target = augment.mix(torch.rand(len(rows), 3, 4, 4), rows % 5, index, view, classes=5)
+    made, target, _ = augment.mix(torch.rand(len(rows), 3, 4, 4), rows % 5, index, view, classes=5)
     assert made.shape == (30, 3, 4, 4)
     assert bool(((made >= 0) & (made <= 1)).all())
     assert bool((target >= 0).all())
@@ -156,7 +158,7 @@ def test_weights_have_the_spread_of_their_beta_distribution() -> None:
     augment = Augment(AugmentConfig(mixup=Mixup(alpha=0.5)), seed=0, samples=5000)
     index = torch.arange(5000)
     labels = torch.cat([torch.zeros(5000), torch.ones(5000)]).long()
-    _, target = augment.mix(torch.zeros(10_000, 1, 1, 1), labels, index, 0, classes=2)
+    _, target, _ = augment.mix(torch.zeros(10_000, 1, 1, 1), labels, index, 0, classes=2)
     assert float(target[:, 0].mean()) == pytest.approx(0.5, abs=0.02)
     assert float(target[:, 0].var()) == pytest.approx(1 / (4 * (2 * 0.5 + 1)), rel=0.05)
 
@@ -235,3 +237,66 @@ def test_a_run_with_every_augmentation_learns_and_is_repeatable(tiny: Any, tmp_p
     scores = [[model["accuracy"] for model in result.data["models"].values()] for result in results]
     assert scores[0] == scores[1]
     assert min(scores[0]) > 0.5
+
+
+def test_mixed_targets_are_the_mixture_of_what_the_teacher_says_of_two_plain_views() -> None:
+    config = AugmentConfig(mixup=Mixup(alpha=1.0, probability=0.5), cutmix=CutMix(probability=0.5), crop=2)
+    usual, other = task(config), task(replace(config, mix_targets=True))
+    assert usual.augment is not None
+    loader = Loader(data(), batch_size=16, seed=0, partners=usual.augment.partners)
+    rows = next(iter(loader.epoch(1)))
+    batch, expected = other.training_batch(*rows, 1), usual.training_batch(*rows, 1)
+    assert torch.equal(batch.inputs["student"], expected.inputs["student"])
+    assert batch.target is not None
+    assert expected.target is not None
+    assert torch.equal(batch.target, expected.target)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 3))
+    teacher = MixedAnswers(Frozen(network)).train()
+    answer = teacher(batch).output.exp()
+    plain, mixed_rows = other.preprocessing["teacher"].normalise, 0
+    views, index = rows[0], rows[2]
+    partners = usual.augment.partners(index, 1)
+    seen = usual.augment(views, torch.cat([index, partners]), 1)
+    for row in range(16):  # by hand, sample by sample
+        one = network(plain(seen[row : row + 1])).softmax(dim=1)[0]
+        own, share = int(rows[1][row]), 1.0
+        assert batch.mixture is not None
+        if int(batch.mixture.partner[row]) != row:
+            two = network(plain(seen[16 + mixed_rows : 17 + mixed_rows])).softmax(dim=1)[0]
+            if own != int(rows[1][16 + mixed_rows]):
+                share = float(batch.target[row, own])
+            else:
+                share = float(batch.mixture.share[row])
+            one, mixed_rows = share * one + (1 - share) * two, mixed_rows + 1
+        torch.testing.assert_close(answer[row], one)
+    assert mixed_rows == len(partners) > 4
+    assert not torch.allclose(answer, MixedAnswers(network)(expected).output.softmax(dim=1), atol=1e-3)
+
+
+def test_mixed_targets_in_a_recipe(tiny: Any, tmp_path: Any) -> None:
+    simple = ["distill={kl: {temperature: 2}}", "augment={mixup: 1, mix_targets: true}"]
+    found = run(tiny.recipe, data=tiny.root, out=tmp_path / "one", overrides=simple, echo=lambda line: None)
+    usual = [simple[0], "augment={mixup: 1}"]
+    other = run(tiny.recipe, data=tiny.root, out=tmp_path / "two", overrides=usual, echo=lambda line: None)
+    one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
+    assert not torch.equal(one["conv.weight"], two["conv.weight"])
+    for arm in ("teacher", "control"):
+        assert found.data["models"][arm]["accuracy"] == other.data["models"][arm]["accuracy"]
+    for overrides, message in (
+        (["augment.mix_targets=true"], "augment.mix_targets: has a meaning beside mixup or cutmix alone"),
+        (
+            ["augment={cutmix: 1, mix_targets: true}"],
+            r"augment.mix_targets: mixes answers alone, and distill.hint \(feature_mse\) looks inside",
+        ),
+        (
+            [*simple, "scheme=born_again"],
+            "augment.mix_targets: needs scheme: offline, in which a trained teacher answers",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(tiny.recipe, overrides)
+    with pytest.raises(
+        UserError, match=r"augment.mix_targets: mixes answers alone; a term compares the layer"
+    ):
+        MixedAnswers(torch.nn.Linear(2, 2)).tapping(["conv"])

@@ -66,6 +66,8 @@ class AugmentConfig:
     """Mix with another sample of the training set; the labels mix too."""
     cutmix: CutMix | None = None
     """Put a box of another sample into those that ``mixup`` left alone; the labels mix too."""
+    mix_targets: bool = False
+    """Mix the teacher's answers to the two plain images, instead of asking it about the mixed one."""
     order: tuple[str, ...] = ()
     """Names of all transforms above in the order that is wanted; mixing always comes last."""
 
@@ -87,6 +89,8 @@ class AugmentConfig:
                 "augment.cutmix",
                 "never happens while mixup.probability is 1; at 0.5 each takes half of the images",
             )
+        if self.mix_targets and not self.mixings():
+            raise UserError("augment.mix_targets", "has a meaning beside mixup or cutmix alone")
 
     def _usual(self) -> Iterator[tuple[str, Transform]]:
         if self.crop:

@@ -8,6 +8,7 @@ from torch import Tensor
 from potstill.augment.draws import Draws
 from potstill.augment.mixing import mixed_labels
 from potstill.augment.settings import FIRST_DRAWS, AugmentConfig
+from potstill.batch import Mixture
 from potstill.errors import UserError
 
 __all__ = ["Augment"]
@@ -95,8 +96,8 @@ class Augment:
 
     def mix(
         self, images: Tensor, labels: Tensor, index: Tensor, view: int, classes: int
-    ) -> tuple[Tensor, Tensor]:
-        """Mixtures of samples with their partners, and their targets.
+    ) -> tuple[Tensor, Tensor, Mixture]:
+        """Mixtures of samples with their partners, their targets, and how they were mixed.
 
         Args:
             images: The samples' views and then their partners', ``(N + M, C, H, W)``.
@@ -106,8 +107,8 @@ class Augment:
             classes: Number of classes.
 
         Returns:
-            Images ``(N, C, H, W)`` of the same type, and targets ``(N, classes)`` float32 whose rows sum
-            to 1.
+            Images ``(N, C, H, W)`` of the same type, targets ``(N, classes)`` float32 whose rows sum to 1,
+            and the rows and shares that were mixed.
         """
         count, which = len(index), self._which(index, view)
         mixed = which >= 0
@@ -125,7 +126,8 @@ class Augment:
                 mixture, kept = mixing.mix(images[there], images[others], draws.rows(rows))
                 made = made.index_copy(0, there, mixture)
                 share[rows.cpu()] = kept
-        return made, mixed_labels(labels[:count], labels[partner.to(labels.device)], share, classes)
+        target = mixed_labels(labels[:count], labels[partner.to(labels.device)], share, classes)
+        return made, target, Mixture(partner, share)
 
     def _which(self, index: Tensor, view: int) -> Tensor:
         """Place of the mixing that takes each sample, -1 for none, ``(N,)``."""

@@ -3,5 +3,6 @@
 from potstill.compare.lineup import line_up
 from potstill.compare.standings import Comparison
 from potstill.compare.tournament import compare_methods
+from potstill.compare.variations import compare_variations
 
-__all__ = ["Comparison", "compare_methods", "line_up"]
+__all__ = ["Comparison", "compare_methods", "compare_variations", "line_up"]

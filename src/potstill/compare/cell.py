@@ -19,16 +19,24 @@ from potstill.files import write_atomic, write_json
 from potstill.networks import DEEPEST, predict_cell, test_logits
 from potstill.train.observe import Many, make_observer
 
-__all__ = ["experiment_of", "read_cell", "reason", "run_cell"]
+__all__ = ["experiment_of", "read_cell", "reason", "remembering", "run_cell"]
 
-_ANSWERS = Answers(most_bytes=4 << 30)
+MOST_ANSWERS = 4 << 30
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
 
 def experiment_of(base: Experiment, recipe: Recipe) -> Experiment:
-    """The same data, teacher and student with what ``recipe`` matches; nothing is loaded again."""
+    """The same data, teacher and student with what ``recipe`` matches; nothing is loaded again.
+
+    Methods of a seed see the same batches, so their teacher answers once for all of them in a process.
+    """
     return replace(base, recipe=replace(base.recipe, distill=recipe.distill, seeds=recipe.seeds))
+
+
+def remembering(experiment: Experiment) -> Experiment:
+    """The same experiment, whose teacher's answers are kept for all methods that are trained with it."""
+    return replace(experiment, answers=Answers(MOST_ANSWERS))
 
 
 def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
@@ -46,8 +54,7 @@ def run_cell(base: Experiment, place: Place, job: Job, title: str) -> bool:
     Raises:
         UserError: If the loss is not finite, a layer is unknown, or the disk is full.
     """
-    # Cells of a seed see the same batches, so their teacher answers once for all of them in this process.
-    experiment = replace(experiment_of(base, place.recipe(job.method)), answers=_ANSWERS)
+    experiment = experiment_of(base, place.recipe(job.method))
     folder = place.cell(job)
     folder.mkdir(parents=True, exist_ok=True)
     observer = make_observer(

@@ -12,19 +12,19 @@ from potstill.config import parse_yaml
 from potstill.errors import UserError, nearest
 from potstill.terms import parse_terms
 
-__all__ = ["CONTROL", "line_up"]
+__all__ = ["CONTROL", "NAME", "line_up"]
 
 CONTROL = "control"
 RESERVED = (CONTROL, "teacher")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*")
 
 
-def line_up(methods: str | None, rows: Path | None = None) -> dict[str, dict[str, Any]]:
+def line_up(methods: str | None, rows: Path | Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The methods to compare, in the order given.
 
     Args:
         methods: Names with commas between them; ``a+b`` matches both, each with its default weight.
-        rows: A YAML file ``{name: {distill block}}``.
+        rows: ``{name: {distill block}}``, or a YAML file of that.
 
     Returns:
         A ``distill`` block for each name.
@@ -42,9 +42,10 @@ def line_up(methods: str | None, rows: Path | None = None) -> dict[str, dict[str
             raise UserError("--methods", f"{name!r} occurs twice")
         if name:
             found[name] = _named(name)
-    for name, block in (_read(rows) if rows is not None else {}).items():
+    blocks = _read(rows) if isinstance(rows, Path) else rows or {}
+    for name, block in blocks.items():
         if name in found:
-            raise UserError(str(rows), f"{name!r} is named by --methods too")
+            raise UserError("--rows", f"{name!r} is named by --methods too")
         found[name] = block
     if not found:
         raise UserError("--methods", "missing; expected names such as kl,attention_transfer, or --rows FILE")
@@ -69,7 +70,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _checked(path: Path, name: str, block: Any) -> dict[str, Any]:
-    if not _NAME.fullmatch(name) or name in RESERVED:
+    if not NAME.fullmatch(name) or name in RESERVED:
         raise UserError(
             f"{path}: {name!r}",
             "expected a name of letters, digits and _ . + = - that is not control or teacher",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from potstill.compare.tables import text_table
 from potstill.experiment import Experiment
 from potstill.verdict import compare, mean_interval
 
-__all__ = ["Comparison", "ranking_trust", "standings"]
+__all__ = ["Comparison", "Scores", "ranking_trust", "scores_of", "standings"]
+
+Scores = NDArray[np.float64]
+"""Of each seed and test sample, ``(S, N)``: 1 where it was right."""
 
 ONE_SEED = (
     "one seed: the spread between runs was not measured, so there is no verdict; give --seeds 2 or more"
@@ -31,11 +34,13 @@ class Comparison:
         folder: Its folder.
         data: The contents of ``comparison.json``; empty after an interruption.
         interrupted: The user stopped it; the same command goes on.
+        scores: Which test samples each method that did not fail, and the control, had right.
     """
 
     folder: Path
     data: dict[str, Any]
     interrupted: bool = False
+    scores: Mapping[str, Scores] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
@@ -52,12 +57,20 @@ class Comparison:
         return text_table(self.data) if self.data else ""
 
 
+def scores_of(experiment: Experiment, place: Place, method: str, seeds: Sequence[int]) -> Scores:
+    """Which test samples a method's selected weights have right."""
+    select = experiment.recipe.train.select
+    found = [np.load(place.cell(Job(method, seed)) / f"test-{select}.npy") for seed in seeds]
+    return experiment.task.per_sample(np.stack(found), experiment.splits.test)
+
+
 def standings(
     experiment: Experiment,
     place: Place,
     methods: Sequence[str],
     seeds: Sequence[int],
     failed: Mapping[str, str],
+    scores: Mapping[str, Scores],
 ) -> dict[str, Any]:
     """The rows of a comparison, the greatest gain first and what failed last.
 
@@ -67,18 +80,13 @@ def standings(
         methods: All methods.
         seeds: The seeds of every method.
         failed: Messages of the methods that failed.
+        scores: Those of the control and of all that did not fail.
     """
-    select = experiment.recipe.train.select
-
-    def right(method: str) -> NDArray[np.float64]:
-        found = [np.load(place.cell(Job(method, seed)) / f"test-{select}.npy") for seed in seeds]
-        return experiment.task.per_sample(np.stack(found), experiment.splits.test)
-
-    control = right(CONTROL)
+    control = scores[CONTROL]
     rows = [
         _failed(method, failed[method])
         if method in failed
-        else _row(place, method, seeds, right(method), control)
+        else _row(place, method, seeds, scores[method], control)
         for method in methods
     ]
     rows.sort(key=lambda row: -(row["gain"] if row["gain"] is not None else -np.inf))
@@ -86,7 +94,7 @@ def standings(
     return {
         "metric": experiment.task.metric,
         "higher_is_better": experiment.task.higher_is_better,
-        "selected": select,
+        "selected": experiment.recipe.train.select,
         "seeds": list(seeds),
         "test_samples": len(experiment.splits.test),
         "control": _row(place, CONTROL, seeds, control, control),
@@ -125,8 +133,8 @@ def _row(
     place: Place,
     method: str,
     seeds: Sequence[int],
-    right: NDArray[np.float64],
-    control: NDArray[np.float64],
+    right: Scores,
+    control: Scores,
 ) -> dict[str, Any]:
     """One method; the control's own row has no gain."""
     per_seed = right.mean(axis=1)

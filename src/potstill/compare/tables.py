@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_table", "markdown_table", "text_table"]
+__all__ = ["aligned", "csv_table", "markdown_lines", "markdown_table", "text_table"]
 
 Row = Mapping[str, Any]
 
@@ -76,25 +76,41 @@ def _heads(data: Mapping[str, Any]) -> list[str]:
 def text_table(data: Mapping[str, Any]) -> str:
     """The table for the terminal, with what failed and how far the order can be trusted below."""
     lines = [_heads(data), *(_cells(row) for row in _rows(data))]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    left = (0, 5)
+    return "\n".join([*aligned(lines, left=(0, 5)), *_below(data)])
 
-    def shown(line: list[str]) -> str:
+
+def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Columns of even width, to the right but for those in ``left``.
+
+    >>> aligned([["a", "b"], ["one", "12"]], left=(0,))
+    ['a     b', 'one  12']
+    """
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+
+    def shown(line: Sequence[str]) -> str:
         cells = [
             cell.ljust(width) if place in left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([*map(shown, lines), *_below(data)])
+    return [shown(line) for line in lines]
+
+
+def markdown_lines(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """The same in Markdown, the heads first.
+
+    >>> markdown_lines([["a", "b"], ["one", "12"]], left=(0,))
+    ['| a | b |', '|---|---:|', '| one | 12 |']
+    """
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    rule = "".join("---|" if place in left else "---:|" for place in range(len(lines[0])))
+    return [table[0], f"|{rule}", *table[1:]]
 
 
 def markdown_table(data: Mapping[str, Any], command: str, machine: str) -> str:
     """The table as Markdown, with how it was made."""
-    lines = [_heads(data), *(_cells(row) for row in _rows(data))]
-    rule = "|---|" + "---:|" * 4 + "---|---:|---:|"
-    table = ["| " + " | ".join(line) + " |" for line in lines]
-    table.insert(1, rule)
+    table = markdown_lines([_heads(data), *(_cells(row) for row in _rows(data))], left=(0, 5))
     return "\n".join(
         [
             f"# Methods compared over {len(data['seeds'])} seed(s)",

@@ -14,11 +14,11 @@ from potstill import environment
 from potstill._version import __version__
 from potstill.assembly import load_experiment, rehearse, search_path
 from potstill.cells import Finished
-from potstill.compare.cell import experiment_of, read_cell, reason
+from potstill.compare.cell import experiment_of, read_cell, reason, remembering
 from potstill.compare.jobs import Outcomes, check_jobs, run_here, run_in_processes
 from potstill.compare.lineup import CONTROL, line_up
 from potstill.compare.place import Job, Place
-from potstill.compare.standings import Comparison, standings
+from potstill.compare.standings import Comparison, Scores, scores_of, standings
 from potstill.compare.tables import csv_table, markdown_table
 from potstill.config import Recipe, load
 from potstill.errors import UserError
@@ -38,7 +38,7 @@ def compare_methods(
     recipe: str | Path,
     methods: str | None = None,
     *,
-    rows: Path | None = None,
+    rows: Path | Mapping[str, Any] | None = None,
     seeds: int | None = None,
     data: Path | None = None,
     out: Path | None = None,
@@ -54,7 +54,7 @@ def compare_methods(
     Args:
         recipe: A recipe file or the name of a shipped one; its ``distill`` block is replaced.
         methods: Names with commas between them, ``a+b`` for two terms together.
-        rows: A YAML file of named ``distill`` blocks.
+        rows: Named ``distill`` blocks, or a YAML file of them.
         seeds: Runs of each method; the recipe's ``seeds`` by default.
         data: Folder where relative paths are looked up first.
         out: The folder; ``runs/<recipe name>-compared`` by default.
@@ -78,7 +78,7 @@ def compare_methods(
     place = Place((out or Path("runs") / f"{Path(recipe).stem}-compared").resolve())
     if base.teacher is None:
         raise UserError("teacher", "missing; compare is for recipes in which a trained teacher teaches")
-    experiment = load_experiment(base, search_path(data))
+    experiment = remembering(load_experiment(base, search_path(data)))
     facts = environment.describe(experiment.device, precision=experiment.precision.name, world_size=1)
     facts |= {"jobs": jobs, "threads": 1 if jobs > 1 else facts["threads"]}
     facts["search"] = [str(path) for path in experiment.search]
@@ -90,7 +90,8 @@ def compare_methods(
         outcomes = contest.train(jobs, lock)
         if outcomes.interrupted:
             return Comparison(place.path, {}, interrupted=True)
-        return Comparison(place.path, contest.conclude(outcomes.failed))
+        scores = contest.scores(outcomes.failed)
+        return Comparison(place.path, contest.conclude(outcomes.failed, scores), scores=scores)
 
 
 def _base(recipe: str | Path, overrides: Sequence[str], seeds: int | None) -> tuple[Recipe, int]:
@@ -157,7 +158,12 @@ class _Contest:
                 self.echo(f"{method}: failed: {found[method]}")
         return found
 
-    def conclude(self, failed: Mapping[str, str]) -> dict[str, Any]:
+    def scores(self, failed: Mapping[str, str]) -> dict[str, Scores]:
+        """What the control and all that did not fail had right."""
+        good = [CONTROL, *(method for method in self.methods if method not in failed)]
+        return {method: scores_of(self.experiment, self.place, method, self.seeds) for method in good}
+
+    def conclude(self, failed: Mapping[str, str], scores: Mapping[str, Scores]) -> dict[str, Any]:
         """Each method's own report, the tables and the page."""
         good = [method for method in self.methods if method not in failed]
         controls = [self._cell(CONTROL, seed) for seed in self.seeds]
@@ -166,7 +172,7 @@ class _Contest:
             if not self._reported(method):
                 shared = shared or Shared(self._teacher_test(), measure_models(self.experiment))
                 self._report(method, controls, shared)
-        data = standings(self.experiment, self.place, self.methods, self.seeds, failed)
+        data = standings(self.experiment, self.place, self.methods, self.seeds, failed, scores)
         task, test, recipe = self.experiment.task, self.experiment.splits.test, self.experiment.recipe
         data |= {
             "potstill": __version__,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from potstill.assembly import load_experiment
-from potstill.compare.cell import reason, run_cell
+from potstill.compare.cell import reason, remembering, run_cell
 from potstill.compare.place import Job, Place
 from potstill.experiment import Experiment
 from potstill.files import read_json
@@ -60,7 +60,7 @@ def _load(place: Place) -> Experiment:
     recipe = place.recipe("control")
     recipe = replace(recipe, data=replace(recipe.data, workers=0))  # the cores are taken by other cells
     facts = read_json(RunFolder(place.path).environment)
-    return load_experiment(recipe, [Path(path) for path in facts["search"]])
+    return remembering(load_experiment(recipe, [Path(path) for path in facts["search"]]))
 
 
 def _listen(asked: queue.Queue[str]) -> None:

@@ -74,10 +74,15 @@ class Classification(Classifier):
         rows = torch.cat([index, self.augment.partners(index, view)])
         if len(images) != len(rows):
             raise ValueError(f"expected {len(rows)} images, those of partners included, got {len(images)}")
-        images = self.augment(images, rows, view)
-        if self.augment.mixes:
-            images, labels = self.augment.mix(images, labels, index, view, self.num_classes)
-        return self._batch(images, labels, index, view)
+        plain = self.augment(images, rows, view)
+        if not self.augment.mixes:
+            return self._batch(plain, labels, index, view)
+        images, target, mixture = self.augment.mix(plain, labels, index, view, self.num_classes)
+        batch = self._batch(images, target, index, view)
+        if not self.augment.config.mix_targets:
+            return batch
+        own = self._lay_out(self.preprocessing["teacher"].normalise(plain))
+        return replace(batch, inputs={**batch.inputs, "teacher": own}, mixture=mixture)
 
     def plain_batch(self, images: Tensor, labels: Tensor, index: Tensor) -> Batch:
         """A batch for evaluation: normalised, not augmented; shapes as in :meth:`training_batch`."""
