@@ -35,6 +35,7 @@ LAYERS: list[set[str]] = [
         "environment",
         "specs",
         "_annotated",
+        "randomness",
     },
     {"sanity", "report"},
     {"taps", "recording", "adapters"},

@@ -78,7 +78,7 @@ def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
         teacher=teacher,
         student=student,
         fresh=lambda: made(recipe.student, "student"),
-        task=of_images(recipe, splits, views),
+        task=of_images(recipe, splits, views, search),
         others=tuple(
             functools.partial(made, config, f"scheme.networks.{place}")
             for place, config in enumerate(others_of(recipe.scheme))
@@ -88,13 +88,17 @@ def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
 
 
 def of_images(
-    recipe: Recipe, splits: Splits[ImageSet], preprocessing: Mapping[str, Preprocessing]
+    recipe: Recipe,
+    splits: Splits[ImageSet],
+    preprocessing: Mapping[str, Preprocessing],
+    search: Sequence[Path] = (),
 ) -> Classification:
     """The task of a recipe for images, its networks' preprocessing by role."""
     return Classification(
         class_names=splits.train.class_names,
         preprocessing=preprocessing,
         augmentation=recipe.augment,
+        search=search,
         label_smoothing=recipe.train.label_smoothing,
     )
 
@@ -178,6 +182,8 @@ def rehearse(experiment: Experiment) -> None:
     """One small training batch through the whole scheme: what cannot work stops before the run starts."""
     seed = experiment.recipe.seed
     loader, prepare = experiment.training(seed)
+    for epoch in (0, 1):
+        loader.check_unchanged(epoch)
     rows = loader.read(list(range(min(4, len(experiment.splits.train)))), 0)
     scheme = experiment.scheme("student", seed)
     Course(loader, experiment.recipe.train, scheme.stages)

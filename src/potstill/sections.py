@@ -1,8 +1,8 @@
 """A section of a recipe: a dataclass from a mapping, with messages that start with the dotted key.
 
 Fields may be plain types with ranges, dataclasses, tuples of dataclasses, and unions of dataclasses that a
-key ``kind`` tells apart. Where a dataclass names one of its fields as ``shorthand``, a plain number stands
-for it.
+key ``kind`` tells apart. Where a dataclass names one of its fields as ``shorthand``, a plain number or text
+stands for it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _one_of(classes: Sequence[Any], raw: Any, where: str) -> Any:
     """A dataclass; of several, the one that ``kind`` names, the first by default."""
     if len(classes) == 1:
         shorthand = getattr(classes[0], "shorthand", None)
-        if shorthand and isinstance(raw, int | float) and not isinstance(raw, bool):
+        if shorthand and isinstance(raw, int | float | str) and not isinstance(raw, bool):
             raw = {shorthand: raw}
         return read_section(classes[0], {} if raw is None else raw, where)
     kinds = {_kind(cls): cls for cls in classes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ SAMPLES = 6
 VIEWS = 7
 LEAST_SIDE = 72
 CAPTION = 13
+MOST_LETTERS = 24
+"""Longer names end in dots; shorter ones make the columns as wide as they need."""
 GAP = 4
 
 
@@ -65,7 +68,11 @@ def _grid(experiment: Experiment, positions: list[int]) -> Image:
     columns = _columns(experiment, positions)
     height, width = columns[0][0].shape[2:]
     scale = max(1, -(-LEAST_SIDE // min(height, width)))
-    across, down = width * scale + GAP, height * scale + CAPTION + GAP
+    pen = ImageDraw.Draw(Pillow.new("RGB", (1, 1)))
+    lines = [line for _, captions in columns for caption in captions for line in caption.split("\n")]
+    wide = max(width * scale, *(math.ceil(pen.textlength(line)) for line in lines))
+    tall = CAPTION * max(caption.count("\n") + 1 for _, captions in columns for caption in captions)
+    across, down = wide + GAP, height * scale + tall + GAP
     sheet = Pillow.new("RGB", (len(columns) * across + GAP, len(positions) * down + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (images, captions) in enumerate(columns):
@@ -74,9 +81,7 @@ def _grid(experiment: Experiment, positions: list[int]) -> Image:
             drawn = Pillow.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("RGB")
             corner = (GAP + column * across, GAP + row * down)
             sheet.paste(drawn.resize((width * scale, height * scale), Pillow.Resampling.NEAREST), corner)
-            while len(caption) > 1 and pen.textlength(caption) > width * scale:
-                caption = caption[:-1]
-            pen.text((corner[0], corner[1] + height * scale), caption, fill="black")
+            pen.multiline_text((corner[0], corner[1] + height * scale), caption, fill="black", spacing=2)
     return sheet
 
 
@@ -111,16 +116,17 @@ def _bytes(experiment: Experiment, inputs: Tensor) -> Tensor:
 
 
 def _captions(target: Tensor, names: Sequence[str]) -> list[str]:
-    """The class of each image, or the two it is mixed of with their shares.
+    r"""The class of each image, or the two it is mixed of with their shares, a line each.
 
     >>> _captions(torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]), ("ant", "bee", "cat"))
-    ['.75 ant .25 cat', 'bee']
+    ['.75 ant\n.25 cat', 'bee']
     """
+    names = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..." for name in names]
     if target.dim() == 1:
         return [names[label] for label in target.tolist()]
     captions = []
     for shares in target.cpu():
         most = [int(place) for place in shares.argsort(descending=True)[:2] if float(shares[place]) > 0.005]
         both = [f"{float(shares[place]):.2f}".lstrip("0") + f" {names[place]}" for place in most]
-        captions.append(" ".join(both) if len(both) > 1 else names[most[0]])
+        captions.append("\n".join(both) if len(both) > 1 else names[most[0]])
     return captions

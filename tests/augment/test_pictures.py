@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from potstill.assembly import load_experiment, search_path
 from potstill.augment import AugmentConfig
@@ -73,6 +73,21 @@ def test_the_first_column_is_the_data_and_the_others_are_its_views(tiny: Any, tm
             cell = sheet[top : top + side : scale, left : left + side : scale]
             wanted = expected if column == 0 else expected[:, ::-1]
             assert np.abs(cell.astype(int) - wanted).max() <= 1
+
+
+def test_columns_are_as_wide_as_their_captions(tiny: Any, tmp_path: Path) -> None:
+    names = ["a class of long name", "an even longer class that has to end in dots", "left"]
+    (tiny.data / "classes.txt").write_text("\n".join(names))
+    experiment = load_experiment(load(tiny.recipe, [MIXED]), search_path(tiny.root))
+    assert write_views(experiment, tmp_path / "views.png")
+    sheet = np.asarray(Image.open(tmp_path / "views.png").convert("L"))
+    wide = (sheet.shape[1] - GAP) // (1 + VIEWS) - GAP
+    assert sheet.shape == (3 * (72 + 2 * CAPTION + GAP) + GAP, (1 + VIEWS) * (wide + GAP) + GAP)
+    longest = ImageDraw.Draw(Image.new("L", (1, 1))).textlength(".99 an even longer class t...")
+    assert 72 < wide <= longest + 8
+    for column in range(1 + VIEWS):  # no letter reaches the gap before the next picture
+        right = GAP + column * (wide + GAP) + wide
+        assert sheet[:, right + 1 : right + GAP].min() == 255
 
 
 def test_nothing_is_drawn_where_nothing_is_augmented(tiny: Any, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from potstill.errors import UserError
+from potstill.randomness import random_state, restore_random_state
 from potstill.train.observe import Bar, Lines, Many, MetricsFile, TensorBoard, make_observer
 from potstill.train.precision import choose
-from potstill.train.state import random_state, restore_random_state
 
 
 def rows(path: Path) -> list[dict[str, object]]:

@@ -7,7 +7,9 @@ or ranks, and after a resume.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
@@ -112,6 +114,11 @@ class Transform(ABC):
             ValueError: With what was expected and got.
         """
         del images
+
+    def found(self, search: Sequence[Path]) -> Transform:
+        """What does the work: itself, or the user's function that it names."""
+        del search
+        return self
 
     @abstractmethod
     def apply(self, images: Tensor, draws: Draws) -> Tensor:

@@ -11,6 +11,7 @@ from potstill.augment.draws import Share, Transform
 from potstill.augment.erasing import Cutout, Erasing
 from potstill.augment.geometry import Flip, PaddedCrop, ResizedCrop, Rotation
 from potstill.augment.mixing import CutMix, Mixing, Mixup
+from potstill.augment.own import Own
 from potstill.augment.policies import RandAugment, TrivialAugment
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
@@ -32,6 +33,7 @@ FIRST_DRAWS = {
     "erasing": 512,
     "mixup": 576,
     "cutmix": 640,
+    "own": 768,
 }
 
 
@@ -62,6 +64,8 @@ class AugmentConfig:
     """Cover a square."""
     erasing: Erasing | None = None
     """Cover a box of random shape."""
+    own: Own | None = None
+    """A function of yours: ``file.py:attribute`` or ``module:attribute``."""
     mixup: Mixup | None = None
     """Mix with another sample of the training set; the labels mix too."""
     cutmix: CutMix | None = None
@@ -101,7 +105,7 @@ class AugmentConfig:
             yield "flip", Flip(probability=self.flip)
         if self.vertical_flip:
             yield "vertical_flip", Flip(axis=2, probability=self.vertical_flip)
-        for name in ("rotation", "rand_augment", "trivial_augment", "colour", "cutout", "erasing"):
+        for name in ("rotation", "rand_augment", "trivial_augment", "colour", "cutout", "erasing", "own"):
             if (transform := getattr(self, name)) is not None:
                 yield name, transform
 

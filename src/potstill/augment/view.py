@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -24,9 +27,11 @@ class Augment:
         config: What to do.
         seed: Seed of the run.
         samples: Size of the training set, where images are mixed: partners come from all of it.
+        search: Folders in which a file of yours is looked up.
 
     Raises:
         ValueError: If images are to be mixed and ``samples`` is missing.
+        UserError: If a function of yours cannot be found.
 
     Example:
         >>> flip = Augment(AugmentConfig(flip=1.0), seed=0)
@@ -34,11 +39,13 @@ class Augment:
         [[[[2, 1]]]]
     """
 
-    def __init__(self, config: AugmentConfig, seed: int, samples: int | None = None) -> None:
+    def __init__(
+        self, config: AugmentConfig, seed: int, samples: int | None = None, search: Sequence[Path] = ()
+    ) -> None:
         self.config = config
         self.seed = seed
         self.samples = samples
-        self._transforms = config.transforms()
+        self._transforms = [(name, each.found(search)) for name, each in config.transforms()]
         self._mixings = config.mixings()
         if self._mixings and (samples is None or samples < 2):
             raise ValueError(f"expected the number of training samples to mix, at least 2, got {samples}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,26 @@ HASHED_SAMPLES = 256
 
 Rows = tuple[Any, Any, Tensor]
 """Samples, what is to be learnt of each, and their positions ``(n,)``; a task knows the first two."""
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    """Up to ``most`` positions, from the first to the last."""
+    return [int(each) for each in np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))]
+
+
+def _hash(part: Any, digest: hashlib._Hash) -> None:
+    """Feed tensors, arrays, and anything of them by name or in order."""
+    if isinstance(part, Mapping):
+        part = [item for pair in sorted(part.items()) for item in pair]
+    if isinstance(part, Tensor):
+        part = part.contiguous().numpy()
+    if isinstance(part, np.ndarray):
+        digest.update(part.tobytes())
+    elif isinstance(part, Sequence) and not isinstance(part, str | bytes):
+        for item in part:
+            _hash(item, digest)
+    else:
+        digest.update(repr(part).encode())
 
 
 class SampleSet(Dataset[Rows], ABC):
@@ -40,6 +60,13 @@ class SampleSet(Dataset[Rows], ABC):
     def in_memory(self) -> bool:
         """Whether samples are there without decoding, so that worker processes would only slow it."""
         return False
+
+    def fingerprint(self, samples: int = HASHED_SAMPLES) -> str:
+        """Hash of up to ``samples`` evenly spaced samples and their targets."""
+        digest = hashlib.sha256()
+        for part in self.__getitems__(_spaced(len(self), samples)):
+            _hash(part, digest)
+        return digest.hexdigest()
 
     @property
     def lengths(self) -> NDArray[np.int64] | None:
@@ -103,10 +130,9 @@ class ImageSet(LabelledSet):
         """The samples at ``indices``, renumbered from 0."""
         return Subset(self, indices)
 
-    def fingerprint(self) -> str:
-        """Hash of the labels and of up to 256 evenly spaced images."""
-        count = len(self)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, HASHED_SAMPLES)).astype(int)).tolist()
+    def fingerprint(self, samples: int = HASHED_SAMPLES) -> str:
+        """Hash of the labels and of up to ``samples`` evenly spaced images."""
+        chosen = _spaced(len(self), samples)
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         digest.update(self.images(chosen).contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,8 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from potstill.data.dataset import Rows, SampleSet
 from potstill.errors import UserError
+from potstill.randomness import reseed, under
 
 __all__ = ["Loader"]
+
+WATCHED = 16
+"""Samples that are read again before each epoch, to see whether the data changes under the run."""
 
 Partners = Callable[[Tensor, int], Tensor]
 """From positions and the number of an epoch to positions that are read beside them."""
@@ -57,9 +60,7 @@ class _Reading(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> Rows | UserError:
         seed = int(np.random.SeedSequence([self.seed, *indices]).generate_state(1)[0])
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+        reseed(seed)
         try:
             return self.dataset.__getitems__(indices)
         except UserError as error:
@@ -124,6 +125,7 @@ class Loader:
         self.rank = rank
         self.world_size = world_size
         self.partners = partners
+        self._first: tuple[int, str] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -157,8 +159,9 @@ class Loader:
             share of the last batch, and then fewer batches.
 
         Raises:
-            UserError: If a worker process dies.
+            UserError: If a worker process dies, or the data is not what it was.
         """
+        self.check_unchanged(number)
         order = self.order(number)
         shares = [self._share(order, batch) for batch in range(start_batch, self.batches_per_epoch)]
         shares = [share for share in shares if share]
@@ -168,6 +171,25 @@ class Loader:
             wanted = (self._with_partners(share, number) for share in shares)
             for share, (samples, targets, index) in zip(shares, self._decoded(wanted, number), strict=True):
                 yield samples, targets, index[: len(share)]
+
+    def check_unchanged(self, epoch: int) -> None:
+        """Compare some samples with what they were when they were first looked at.
+
+        Views and a teacher's answers belong to a sample: it must be the same in every epoch.
+
+        Raises:
+            UserError: If any of 16 evenly spaced samples has changed.
+        """
+        with under(epoch):  # what a user's set draws from global generators differs between epochs
+            found = self.dataset.fingerprint(WATCHED)
+        first, known = self._first = self._first or (epoch, found)
+        if found != known:
+            raise UserError(
+                "data",
+                f"samples that were read again before epoch {epoch + 1} are not what they were before epoch "
+                f"{first + 1}: files that someone changes, or random changes in the data set's own code "
+                "(name them under augment.own, so that both networks and every arm see the same view)",
+            )
 
     def read(self, positions: list[int], epoch: int) -> Rows:
         """One batch as :meth:`epoch` yields them."""

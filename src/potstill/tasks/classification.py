@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Classification(Classifier):
         preprocessing: How each role (``teacher``, ``student``) wants its images.
         augmentation: What training batches are augmented by, once :meth:`seeded`.
         augment: The transform of training batches, ``None`` for none.
+        search: Folders in which a transform of the user's own is looked up.
         device: Where batches go.
         channels_last: Lay images out with channels last, as convolutions on processors like it.
     """
@@ -36,6 +37,7 @@ class Classification(Classifier):
     preprocessing: Mapping[str, Preprocessing]
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
     augment: Augment | None = None
+    search: Sequence[Path] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     channels_last: bool = False
 
@@ -47,7 +49,8 @@ class Classification(Classifier):
 
     def seeded(self, seed: int, samples: int) -> Classification:
         """The same task with the augmentation of a seed, for a training set of so many samples."""
-        return replace(self, augment=Augment(self.augmentation, seed, samples=samples))
+        augment = Augment(self.augmentation, seed, samples=samples, search=self.search)
+        return replace(self, augment=augment)
 
     @property
     def partners(self) -> Callable[[Tensor, int], Tensor] | None:

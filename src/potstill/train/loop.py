@@ -16,6 +16,7 @@ from potstill import distributed
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
+from potstill.randomness import random_state, restore_random_state
 from potstill.train.contract import Scheme, State, Trained
 from potstill.train.course import Course, Prepare, total_steps
 from potstill.train.interrupt import Interrupt, watch_interrupts
@@ -24,7 +25,7 @@ from potstill.train.observe import Observer
 from potstill.train.optimise import learning_rate
 from potstill.train.precision import Precision
 from potstill.train.settings import TrainConfig
-from potstill.train.state import Checkpoints, random_state, restore_random_state, seed_everything
+from potstill.train.state import Checkpoints, seed_everything
 from potstill.train.stepping import Stepper
 from potstill.train.validation import Evaluate, Validation
 from potstill.train.wishes import Wishes, agreed

@@ -20,7 +20,7 @@ from potstill import distributed
 from potstill.errors import UserError
 from potstill.files import write_bytes
 
-__all__ = ["Checkpoints", "random_state", "restore_random_state", "seed_everything"]
+__all__ = ["Checkpoints", "seed_everything"]
 
 DIGITS = 16
 
@@ -115,35 +115,8 @@ def _step_of(path: Path) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every random generator that :func:`random_state` knows; each process draws its own numbers."""
+    """Seed all global random generators; each process draws its own numbers."""
     rank = distributed.rank()
     torch.manual_seed(seed + rank * 0x9E3779B1)  # must differ in the low 32 bits: the CPU uses no others
     random.seed(f"{seed}/{rank}")
     np.random.seed([seed, rank])
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every random generator that a network or a transform may use."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": [
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the generators back to what :func:`random_state` found."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
