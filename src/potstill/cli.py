@@ -170,7 +170,13 @@ def compare(
     with reporting(show):
         from potstill.compare import compare_methods, compare_variations
 
-        options = {"rows": rows, "seeds": seeds, "data": data, "out": out, "overrides": settings or []}
+        options: dict[str, Any] = {
+            "rows": rows,
+            "seeds": seeds,
+            "data": data,
+            "out": out,
+            "overrides": settings or [],
+        }
         if vary is None:
             found: Any = compare_methods(recipe, methods, jobs=jobs, **options)
         else:

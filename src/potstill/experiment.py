@@ -93,8 +93,9 @@ class Experiment:
         if teacher is not None and self.answers is not None:
             self.answers.begin(seed)
             teacher = Remembered(teacher, self.answers)
-        mixes = teacher is not None and self.recipe.augment.mix_targets
-        return MixedAnswers(teacher) if mixes else teacher
+        if teacher is not None and self.recipe.augment.mix_targets:
+            teacher = MixedAnswers(teacher)
+        return teacher
 
     def _maker(self, place: int | None) -> Callable[[], nn.Module]:
         return self.fresh if place is None else self.others[place]

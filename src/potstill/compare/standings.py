@@ -14,6 +14,7 @@ from potstill.compare.lineup import CONTROL
 from potstill.compare.place import Job, Place
 from potstill.compare.tables import text_table
 from potstill.experiment import Experiment
+from potstill.outcome import Shared
 from potstill.verdict import compare, mean_interval
 
 __all__ = ["Comparison", "Scores", "ranking_trust", "scores_of", "standings"]
@@ -35,12 +36,14 @@ class Comparison:
         data: The contents of ``comparison.json``; empty after an interruption.
         interrupted: The user stopped it; the same command goes on.
         scores: Which test samples each method that did not fail, and the control, had right.
+        shared: What was found out of teacher and student as networks, where it was needed.
     """
 
     folder: Path
     data: dict[str, Any]
     interrupted: bool = False
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    shared: Shared | None = None
 
     @property
     def failed(self) -> list[str]:

@@ -44,6 +44,7 @@ def compare_methods(
     out: Path | None = None,
     overrides: Sequence[str] = (),
     jobs: int = 1,
+    shared: Shared | None = None,
     echo: Echo = print,
 ) -> Comparison:
     """Train the control and every method with every seed; ``potstill compare`` is this function.
@@ -60,6 +61,7 @@ def compare_methods(
         out: The folder; ``runs/<recipe name>-compared`` by default.
         overrides: ``a.b=value`` settings on top of the recipe.
         jobs: Cells trained at once, each in a process with one thread.
+        shared: What another comparison with these networks and this test part found out of them.
         echo: Where lines of text go.
 
     Returns:
@@ -86,12 +88,13 @@ def compare_methods(
     place.claim(experiment.recipe, blocks, count, facts)
     with place.locked() as lock:
         write_json(place.teacher, {"validation": validation})
-        contest = _Contest(experiment, place, list(blocks), numbers, facts, validation, echo)
+        contest = _Contest(experiment, place, list(blocks), numbers, facts, validation, shared, echo)
         outcomes = contest.train(jobs, lock)
         if outcomes.interrupted:
             return Comparison(place.path, {}, interrupted=True)
         scores = contest.scores(outcomes.failed)
-        return Comparison(place.path, contest.conclude(outcomes.failed, scores), scores=scores)
+        figures = contest.conclude(outcomes.failed, scores)
+        return Comparison(place.path, figures, scores=scores, shared=contest.shared)
 
 
 def _base(recipe: str | Path, overrides: Sequence[str], seeds: int | None) -> tuple[Recipe, int]:
@@ -116,7 +119,7 @@ def _teacher_validation(experiment: Experiment, place: Place) -> float:
     return reached
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Contest:
     """A claimed comparison at work."""
 
@@ -126,6 +129,7 @@ class _Contest:
     seeds: list[int]
     facts: Mapping[str, Any]
     validation: float
+    shared: Shared | None
     echo: Echo
 
     def train(self, jobs: int, lock: int | None) -> Outcomes:
@@ -167,11 +171,10 @@ class _Contest:
         """Each method's own report, the tables and the page."""
         good = [method for method in self.methods if method not in failed]
         controls = [self._cell(CONTROL, seed) for seed in self.seeds]
-        shared: Shared | None = None
         for method in good:
             if not self._reported(method):
-                shared = shared or Shared(self._teacher_test(), measure_models(self.experiment))
-                self._report(method, controls, shared)
+                self.shared = self.shared or Shared(self._teacher_test(), measure_models(self.experiment))
+                self._report(method, controls, self.shared)
         data = standings(self.experiment, self.place, self.methods, self.seeds, failed, scores)
         task, test, recipe = self.experiment.task, self.experiment.splits.test, self.experiment.recipe
         data |= {
@@ -215,8 +218,9 @@ class _Contest:
         """The teacher's answers on the test part, computed once."""
         path = self.place.teacher_test
         if not path.is_file():
+            answers = self.shared.teacher if self.shared else predict_teacher(self.experiment)
             with write_atomic(path) as aside:
-                np.save(aside, np.asarray(predict_teacher(self.experiment)))
+                np.save(aside, np.asarray(answers))
         return np.asarray(np.load(path), dtype=np.float32)
 
     def _report(self, method: str, controls: Sequence[Finished], shared: Shared) -> None:

@@ -5,6 +5,7 @@ A folder for each variation is a comparison like any other; here they are only t
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from potstill.compare.lineup import CONTROL, NAME
 from potstill.compare.standings import Comparison, Scores
 from potstill.compare.tables import aligned, markdown_lines
 from potstill.compare.tournament import compare_methods
-from potstill.config import load, parse_yaml
+from potstill.config import Recipe, load, parse_yaml
 from potstill.errors import UserError
 from potstill.files import write_json, write_text
+from potstill.outcome import Shared
 from potstill.verdict import compare
 
 __all__ = ["Varied", "compare_variations", "read_variations"]
@@ -127,30 +129,43 @@ def compare_variations(
     folder = (out or Path("runs") / f"{Path(recipe).stem}-varied").resolve()
     blocks = rows if rows or methods else {"student": load(recipe, overrides).distill}
     found: dict[str, Comparison] = {}
+    known: dict[tuple[object, ...], Shared | None] = {}
     for name, own in settings.items():
-
-        def say(line: str, name: str = name) -> None:
-            echo(f"{name}: {line}")
-
+        both = [*overrides, *own]
+        networks = _networks(load(recipe, both))
         found[name] = compare_methods(
             recipe,
             methods,
             rows=blocks,
             out=folder / name,
-            overrides=[*overrides, *own],
-            echo=say,
+            overrides=both,
+            shared=known.get(networks),
+            echo=functools.partial(_say, echo, name),
             **options,
         )
         if found[name].interrupted:
             return Varied(folder, interrupted=True)
+        known[networks] = known.get(networks) or found[name].shared
     varied = Varied(
         folder, _rows(found), [f"{at}/{each}" for at, one in found.items() for each in one.failed]
     )
     write_json(folder / "variations.json", {"settings": settings, "rows": varied.rows})
-    write_text(
-        varied.page, "\n".join(markdown_lines([list(HEADS), *map(_cells, varied.rows)], left=(0, 1))) + "\n"
-    )
+    table = markdown_lines([list(HEADS), *map(_cells, varied.rows)], left=(0, 1))
+    write_text(varied.page, "\n".join(table) + "\n")
     return varied
+
+
+def _say(echo: Callable[[str], None], name: str, line: str) -> None:
+    echo(f"{name}: {line}")
+
+
+def _networks(recipe: Recipe) -> tuple[object, ...]:
+    """What decides how the teacher answers, and how large the networks are."""
+    return tuple(
+        map(
+            repr, (recipe.teacher, recipe.student, recipe.scheme, recipe.train.device, recipe.train.precision)
+        )
+    )
 
 
 def _rows(found: Mapping[str, Comparison]) -> list[dict[str, Any]]:
