@@ -39,6 +39,7 @@ LAYERS: list[set[str]] = [
     },
     {"sanity", "report"},
     {"taps", "recording", "adapters"},
+    {"landmarks"},
     {"pairing"},
     {"terms"},
     {"layers"},

@@ -6,12 +6,11 @@ networks of tokens. What it chose, and why, is part of the plan that a run print
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from potstill.errors import UserError, nearest
+from potstill.landmarks import attention, blocks, family, hidden, pooled, stages
 from potstill.recording import LayerShape
 from potstill.taps import ATTENTION, INPUT, NO_ATTENTION
 
@@ -59,10 +58,10 @@ def auto_pairs(
     if signal == "gradients":
         return [Pair(INPUT, INPUT, "the input of both networks")]
     if signal == "attention":
-        ours, theirs = _attention(student, "student", where), _attention(teacher, "teacher", where)
+        ours, theirs = attention(student, "student", where), attention(teacher, "teacher", where)
         return _placed(_pairs_by_depth(ours, theirs, "attention"), at)
     if signal == "vectors":
-        return [Pair(_pooled(student), _pooled(teacher), "last features before the head, pooled")]
+        return [Pair(pooled(student), pooled(teacher), "last features before the head, pooled")]
     return _placed(_all_pairs(student, teacher, signal, where), at)
 
 
@@ -102,7 +101,7 @@ def _all_pairs(
     kinds = (signal,) if signal in ("maps", "tokens") else ("maps", "tokens", "vector")
     # Patches of a network of tokens are maps too, but say little: it is none to compare maps with.
     among = ("maps", "tokens") if signal == "maps" else kinds
-    families = [_family(layers, among) for layers in (student, teacher)]
+    families = [family(layers, among) for layers in (student, teacher)]
     if families[0] not in kinds or families[0] != families[1]:
         found = " and the teacher ".join(f"has {family or 'none of these'}" for family in families)
         raise UserError(
@@ -111,89 +110,10 @@ def _all_pairs(
             f"match what any two networks have: outputs, or vectors pooled from the last layer",
         )
     if families[0] == "maps":
-        return _pairs_by_size(_stages(student), _stages(teacher))
+        return _pairs_by_size(stages(student), stages(teacher))
     if families[0] == "tokens":
-        return _pairs_by_depth(_blocks(student), _blocks(teacher))
-    return [Pair(_hidden(student), _hidden(teacher), "last hidden vector")]
-
-
-def _outputs(layers: Sequence[LayerShape], kind: str) -> list[LayerShape]:
-    """What can be tapped: outputs with one row a sample (windows and heads are folded into the batch)."""
-    return [
-        layer
-        for layer in layers
-        if layer.kind == kind
-        and layer.stable
-        and layer.shape[0] == layers[0].shape[0]
-        and not layer.path.endswith(INPUT)
-        and not (kind == "maps" and _channels_last(layer.shape, layers[0].shape))
-    ]
-
-
-def _channels_last(shape: tuple[int, ...], example: tuple[int, ...]) -> bool:
-    """Whether maps are ``(N, H, W, C)``, as Swin has them inside: square, as the images are."""
-    return len(example) == 4 and example[2] == example[3] and shape[1] == shape[2] != shape[3]
-
-
-def _attention(layers: Sequence[LayerShape], role: str, where: str) -> list[LayerShape]:
-    """Attention by depth: in what modules give, else their own output (a dropout of it)."""
-    found = [layer for layer in layers if layer.kind == "attention" and layer.stable]
-    lengths = {layer.shape[1] for layer in layers if layer.kind == "tokens"}
-    found = found or [
-        layer
-        for layer in _outputs(layers, "maps")
-        if layer.shape[2] == layer.shape[3] and layer.shape[2] in lengths
-    ]
-    if not found:
-        raise UserError(where, f"auto finds no attention (N, heads, L, L) in the {role}; {NO_ATTENTION}")
-    return found
-
-
-def _family(layers: Sequence[LayerShape], kinds: Sequence[str]) -> str | None:
-    """The kind that decides the pairing: of maps and tokens the one computed last, else vectors."""
-    usable = {kind for kind in kinds if (_stages(layers) if kind == "maps" else _outputs(layers, kind))}
-    spatial = [layer.kind for layer in layers if layer.kind in usable - {"vector"} and layer.stable]
-    if spatial:
-        return spatial[-1]
-    return "vector" if "vector" in usable and len(_outputs(layers, "vector")) > 1 else None
-
-
-def _stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
-    """The last map of each size on the way down; a module ends after its children, so whole stages win."""
-    maps = _outputs(layers, "maps")
-    stages: list[LayerShape] = []
-    for layer in maps:
-        height, width = layer.shape[2:]
-        if height * width == 1:  # pooled away, or a gate such as squeeze-and-excite
-            continue
-        if stages and stages[-1].shape[2:] == (height, width):
-            stages[-1] = layer
-        elif not stages or (height <= stages[-1].shape[2] and width <= stages[-1].shape[3]):
-            stages.append(layer)
-    ends = [_before_shrinking(*sizes, layers, maps) for sizes in itertools.pairwise(stages)]
-    return [*ends, *stages[-1:]]
-
-
-def _before_shrinking(
-    stage: LayerShape, after: LayerShape, layers: Sequence[LayerShape], maps: Sequence[LayerShape]
-) -> LayerShape:
-    """The last map of the stage's size before the outermost module that takes it to the next size.
-
-    The stage itself may be the inside of that module: a bottleneck block shrinks in its second layer.
-    """
-    outputs = {layer.path: layer.shape[2:] for layer in layers if layer.kind == "maps"}
-    shrinking = [
-        layer
-        for layer in layers
-        if layer.path.endswith(INPUT)
-        and layer.shape[2:] == stage.shape[2:]
-        and outputs.get(layer.path.removesuffix(INPUT)) == after.shape[2:]
-    ]
-    for module in sorted(shrinking, key=lambda layer: layer.path.count(".")):
-        before = [m for m in maps if m.shape[2:] == stage.shape[2:] and m.ended < module.began]
-        if before:
-            return before[-1]
-    return stage
+        return _pairs_by_depth(blocks(student), blocks(teacher))
+    return [Pair(hidden(student), hidden(teacher), "last hidden vector")]
 
 
 def _pairs_by_size(student: list[LayerShape], teacher: list[LayerShape]) -> list[Pair]:
@@ -208,24 +128,6 @@ def _pairs_by_size(student: list[LayerShape], teacher: list[LayerShape]) -> list
     return _pairs_by_depth(student, teacher, "stage")
 
 
-def _blocks(layers: Sequence[LayerShape]) -> list[LayerShape]:
-    """The repeated blocks of a token network: the numbered modules of equal shape that hold most others."""
-    groups: dict[tuple[str, tuple[int, ...]], list[LayerShape]] = {}
-    tokens = _outputs(layers, "tokens")
-    for layer in tokens:
-        numbered = re.fullmatch(r"(.*?)\d+", layer.path)
-        if numbered:
-            groups.setdefault((numbered[1], layer.shape), []).append(layer)
-    if not groups:
-        return tokens
-
-    def held(group: Sequence[LayerShape]) -> tuple[int, int]:
-        inside = tuple(f"{layer.path}." for layer in group)
-        return sum(f"{layer.path}.".startswith(inside) for layer in tokens), -group[0].path.count(".")
-
-    return max(groups.values(), key=held)
-
-
 def _pairs_by_depth(student: list[LayerShape], teacher: list[LayerShape], name: str = "block") -> list[Pair]:
     """Spread the shorter list evenly over the longer; the last always meets the last."""
     count = min(len(student), len(teacher))
@@ -235,38 +137,6 @@ def _pairs_by_depth(student: list[LayerShape], teacher: list[LayerShape], name: 
         reason = f"{name} {ours} of {len(student)} with {name} {theirs} of {len(teacher)}"
         pairs.append(Pair(student[ours - 1].path, teacher[theirs - 1].path, reason))
     return pairs
-
-
-def _hidden(layers: Sequence[LayerShape]) -> str:
-    """The last vector that is not the network's output (outputs of wrappers around it share its shape)."""
-    vectors = _outputs(layers, "vector")
-    hidden = [layer for layer in vectors[:-1] if layer.shape != vectors[-1].shape]
-    return (hidden or vectors[:-1])[-1].path
-
-
-def _pooled(layers: Sequence[LayerShape]) -> str:
-    """What the head takes in: the input of the last layer that gives the output, where it is a vector.
-
-    Of modules around that layer whose input has its shape the outermost is meant: before any dropout.
-    """
-    output = layers[-1].shape
-    heads = [
-        layer
-        for layer in layers
-        if layer.path.endswith(INPUT)
-        and layer.stable
-        and layer.kind == "vector"
-        and layer.shape[0] == output[0]
-        and layer.shape != output
-        and any(other.path == layer.path.removesuffix(INPUT) and other.shape == output for other in layers)
-    ]
-    if heads:
-        last = max(heads, key=lambda layer: layer.began)
-        return min((head for head in heads if head.shape == last.shape), key=lambda head: head.began).path
-    for kind in ("maps", "tokens"):
-        if found := (_stages(layers) if kind == "maps" else _outputs(layers, kind)):
-            return found[-1].path
-    return _hidden(layers)
 
 
 def explicit_pairs(
