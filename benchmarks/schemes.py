@@ -26,6 +26,7 @@ from potstill.models import cifar
 from potstill.models.exits import WithExits
 from potstill.objective import Objective
 from potstill.schemes import DeepSupervision, Mutual, Offline
+from potstill.train.memory import keep_freed_memory
 from potstill.train.precision import Precision, choose
 
 BATCH = 128
@@ -98,6 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    keep_freed_memory()  # as the training loop does
     make = lambda: getattr(cifar, options.network)().to(memory_format=torch.channels_last)  # noqa: E731
     given = batch()
     precision = choose("auto", torch.device("cpu"), make())

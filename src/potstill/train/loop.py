@@ -21,6 +21,7 @@ from potstill.train.contract import Scheme, State, Trained
 from potstill.train.course import Course, Prepare, total_steps
 from potstill.train.interrupt import Interrupt, watch_interrupts
 from potstill.train.learners import Learners
+from potstill.train.memory import keep_freed_memory
 from potstill.train.observe import Observer
 from potstill.train.optimise import learning_rate
 from potstill.train.precision import Precision
@@ -74,6 +75,8 @@ def train(
             another training and ``resume`` is off; if patience does not fit the scheme's stages.
     """
     seed_everything(seed)
+    if device.type == "cpu":
+        keep_freed_memory()
     training = Training(
         scheme,
         loader,
