@@ -236,13 +236,20 @@ def export(
 
 
 @app.command()
-def report(run_folder: RunPath, show: Traceback = False) -> None:
+def report(
+    run_folder: RunPath,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Another run, to compare the early exits with its networks."),
+    ] = None,
+    show: Traceback = False,
+) -> None:
     """Draw the report of a finished run, or the page of a comparison, again."""
     with reporting(show):
         from potstill.report import render, render_comparison
 
-        compared = (run_folder / "comparison.json").is_file()
-        print(f"report: {render_comparison(run_folder) if compared else render(run_folder)}")
+        compared = beside is None and (run_folder / "comparison.json").is_file()
+        print(f"report: {render_comparison(run_folder) if compared else render(run_folder, beside)}")
 
 
 @app.command()

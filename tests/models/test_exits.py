@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from potstill.errors import UserError
 from potstill.measure import macs, parameters
 from potstill.models.cifar import resnet8, resnet56
-from potstill.models.exits import Exit, WithExits
+from potstill.models.exit_heads import Exit, Heads
+from potstill.models.exits import WithExits
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -96,6 +97,15 @@ def test_they_cost_little() -> None:
     assert macs(network, IMAGES[:1]) <= 1.05 * macs(model, IMAGES[:1])
 
 
+def test_residual_heads_end_at_the_deepest_shape_with_no_block_too_many() -> None:
+    model = resnet56()
+    network = WithExits(model, ["layer1.4", "layer2.4", "layer3.3"], IMAGES, heads="residual")
+    assert [len(list(one.bottleneck.children())) for one in network.exits] == [2, 1, 0]  # type: ignore[union-attr]
+    assert parameters(network) - parameters(model) <= 0.15 * parameters(model)
+    maps = network(IMAGES).taps["feature:layer3.3"]
+    assert torch.equal(network.exits[2].head(maps.mean(dim=(2, 3))), network(IMAGES).taps["exit:layer3.3"])
+
+
 def test_every_exit_learns_and_the_classifier_gets_their_gradient() -> None:
     network = WithExits(resnet8(), "auto", IMAGES)
     signals = network(IMAGES)
@@ -133,9 +143,11 @@ def test_vectors_have_exits_where_they_are_listed() -> None:
         WithExits(model, "auto", torch.randn(2, 4))
 
 
+@pytest.mark.parametrize("heads", ["separable", "residual"])
 @pytest.mark.parametrize("size", [16, 15, 13, 12, 7, 6])
-def test_any_size_of_maps_is_brought_to_the_deepest(size: int) -> None:
-    logits, feature = Exit((2, 3, size, size), (2, 10, 6, 6), 4)(torch.randn(2, 3, size, size))
+def test_any_size_of_maps_is_brought_to_the_deepest(size: int, heads: Heads) -> None:
+    exit_ = Exit((2, 3, size, size), (2, 10, 6, 6), 4, heads=heads)
+    logits, feature = exit_(torch.randn(2, 3, size, size))
     assert logits.shape == (2, 4)
     assert feature.shape == (2, 10, 6, 6)
 

@@ -10,125 +10,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
-from potstill.adapters import kind_of
 from potstill.batch import Signals
 from potstill.errors import UserError, nearest
+from potstill.models.exit_heads import Exit, Heads, pooled
 from potstill.pairing import auto_pairs
 from potstill.recording import LayerShape, record
 from potstill.taps import INPUT, Tapped
 
-__all__ = ["EXIT", "FEATURE", "Exit", "WithExits", "pooled"]
+__all__ = ["EXIT", "FEATURE", "WithExits"]
 
 EXIT = "exit:"
 FEATURE = "feature:"
 TOKEN_EXITS = 4  # of a network of equal blocks, exits stand at the ends of its quarters
-NARROW = 128  # a bottleneck may be this wide, however wide the deepest features are
 FIRST_SHARE = 0.05  # before this share of the layers with weights, there is nothing to answer from
-
-
-class Exit(nn.Module):
-    """A head on one layer: a bottleneck to the shape of the deepest features, then a linear layer.
-
-    Maps go through depth-wise separable convolutions, each halving the size until that of the deepest map,
-    and two more at that size; tokens and vectors are pooled and normalised.
-
-    Args:
-        shape: Shape of the layer's tensor, batch first.
-        deepest: Shape of the deepest features, batch first.
-        num_classes: Number of classes.
-        where: Dotted key for messages.
-
-    Raises:
-        UserError: If the one cannot be brought to the other.
-
-    Reference:
-        Zhang, Song, Gao, Chen, Bao, Ma, "Be Your Own Teacher: Improve the Performance of Convolutional Neural
-        Networks via Self Distillation", 2019, https://arxiv.org/abs/1905.08094
-
-    >>> logits, feature = Exit((2, 16, 32, 32), (2, 64, 8, 8), 10)(torch.zeros(2, 16, 32, 32))
-    >>> logits.shape, feature.shape
-    (torch.Size([2, 10]), torch.Size([2, 64, 8, 8]))
-    """
-
-    def __init__(
-        self, shape: Sequence[int], deepest: Sequence[int], num_classes: int, *, where: str = ""
-    ) -> None:
-        super().__init__()
-        kinds = kind_of(shape), kind_of(deepest)
-        self.maps = kinds == ("maps", "maps")
-        self.size: tuple[int, int] | None = None
-        channels, deepest_channels = _channels(shape), _channels(deepest)
-        if self.maps:
-            self.bottleneck: nn.Module = self._convolutions(shape, deepest, where)
-        elif "other" in kinds or kinds[1] == "maps":
-            raise UserError(
-                where,
-                f"no exit can bring {kinds[0]} {tuple(shape)} to the deepest features, {kinds[1]} "
-                f"{tuple(deepest)}; choose another layer",
-            )
-        else:
-            norm = nn.LayerNorm(channels)
-            same = channels == deepest_channels
-            self.bottleneck = norm if same else nn.Sequential(norm, nn.Linear(channels, deepest_channels))
-        self.head = nn.Linear(deepest_channels, num_classes)
-
-    def _convolutions(self, shape: Sequence[int], deepest: Sequence[int], where: str) -> nn.Sequential:
-        channels, size, goal = shape[1], tuple(shape[2:]), tuple(deepest[2:])
-        if any(ours < theirs for ours, theirs in zip(size, goal, strict=True)):
-            raise UserError(
-                where,
-                f"its maps {tuple(shape)} are smaller than the deepest {tuple(deepest)}; choose another",
-            )
-        blocks: list[nn.Module] = []
-        while all(-(-ours // 2) >= theirs for ours, theirs in zip(size, goal, strict=True)) and size != goal:
-            width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
-            blocks.append(_separable(channels, width, stride=2))
-            channels, size = width, tuple(-(-side // 2) for side in size)
-        width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
-        blocks += [_separable(channels, width, stride=1), _separable(width, deepest[1], stride=1)]
-        self.size = None if size == goal else (goal[0], goal[1])
-        return nn.Sequential(*blocks)
-
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer from a layer.
-
-        Args:
-            feature: Maps ``(N, C, H, W)``, tokens ``(N, L, C)`` or vectors ``(N, C)``.
-
-        Returns:
-            Logits ``(N, num_classes)``, and the bottleneck's features in the shape of the deepest: maps, or
-            vectors ``(N, C)`` where the deepest are tokens or vectors.
-        """
-        feature = self.bottleneck(feature if self.maps else pooled(feature))
-        if self.size is not None:
-            feature = adaptive_avg_pool2d(feature, self.size)
-        return self.head(pooled(feature)), feature
-
-
-def _channels(shape: Sequence[int]) -> int:
-    return shape[1] if kind_of(shape) == "maps" else shape[-1]
-
-
-def _separable(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_in, 3, stride, padding=1, groups=channels_in, bias=False),
-        nn.Conv2d(channels_in, channels_out, 1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(),
-    )
-
-
-def pooled(feature: Tensor) -> Tensor:
-    """Mean over positions: maps ``(N, C, H, W)`` or tokens ``(N, L, C)`` to ``(N, C)``; vectors stay.
-
-    >>> pooled(torch.ones(2, 5, 3)).shape
-    torch.Size([2, 3])
-    """
-    if feature.dim() == 4:
-        return feature.mean(dim=(2, 3))
-    return feature.mean(dim=1) if feature.dim() == 3 else feature
 
 
 class WithExits(nn.Module):
@@ -139,6 +34,8 @@ class WithExits(nn.Module):
         exits: Paths of layers, or ``auto``: the ends of all stages but the last (the ends of the quarters
             where the blocks are all alike, as in a transformer).
         example: A small batch of inputs, ``(N, ...)``.
+        heads: Convolutions of exits on maps: ``separable``, or ``residual``, which has several times the
+            parameters and learns more.
         where: Dotted key for messages.
 
     Attributes:
@@ -157,7 +54,13 @@ class WithExits(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, exits: str | Sequence[str], example: Tensor, *, where: str = "exits"
+        self,
+        model: nn.Module,
+        exits: str | Sequence[str],
+        example: Tensor,
+        *,
+        heads: Heads = "separable",
+        where: str = "exits",
     ) -> None:
         super().__init__()
         layers = record(model, example)
@@ -171,7 +74,8 @@ class WithExits(nn.Module):
         classes = _check_places(self.tapped, example, where)
         deepest = next(layer.shape for layer in layers if layer.path == self.deepest)
         self.exits = nn.ModuleList(
-            Exit(shape, deepest, classes, where=f"{where}: layer '{path}'") for path, shape in shapes.items()
+            Exit(shape, deepest, classes, heads=heads, where=f"{where}: layer '{path}'")
+            for path, shape in shapes.items()
         ).to(example.device)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from potstill.report._exit_figures import cost_figures, legend
+from potstill.report._exit_figures import cost_figures, legend, other_name
 from potstill.report._format import compact, milliseconds, percent, points, share_text
 from potstill.report._material import Material, section
 from potstill.report.charts import reliability
@@ -23,7 +23,8 @@ def exits(material: Material) -> str:
     if not isinstance(found, dict):
         return ""
     body = (
-        f'<div class="pair">{cost_figures(found)}</div>{legend(found)}'
+        f'<div class="pair">{cost_figures(found, material.beside)}</div>{legend(found)}'
+        + _beside(material.beside)
         + _titled("Each exit", _exit_table(found))
         + _titled("Timed against the whole network, in turns", _timed_table(found))
         + _titled("Other kinds of policy, chosen for the same wish", _policy_table(found))
@@ -126,6 +127,32 @@ def _timed_table(found: Mapping[str, Any]) -> str:
             )
         )
     return _table(heads, rows)
+
+
+def _beside(beside: Material | None) -> str:
+    """The networks of another run, as that run measured them."""
+    if beside is None:
+        return ""
+    heads = ("Network", "Right", "Parameters", "Operations", "Time at batch 1")
+    rows = []
+    for arm in ("student", "control"):
+        if arm in beside.arms:
+            row, latency = beside.model(arm), beside.latency(arm, "1")
+            rows.append(
+                (
+                    escape(other_name(beside, arm)),
+                    f"<b>{percent(beside.score(arm))}</b>",
+                    compact(row["parameters"]),
+                    compact(row["macs"]),
+                    milliseconds(latency and latency["median_ms"]),
+                )
+            )
+    lead = (
+        f"The diamonds: {escape(beside.content.title)}, from a run of its own, on all of its "
+        f"{beside.result['test_samples']:,} test images and timed there."
+    )
+    title = "Beside it: a smaller network"
+    return _titled(title, f'<p class="lead">{lead}</p>{_table(heads, rows)}')
 
 
 def _policy_table(found: Mapping[str, Any]) -> str:

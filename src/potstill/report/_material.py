@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from potstill.errors import UserError
 from potstill.report.content import ReportContent
 
-__all__ = ["ARMS", "Material", "read", "section"]
+__all__ = ["ARMS", "Material", "read", "read_beside", "section"]
 
 ARMS = ("teacher", "control", "student")
 
@@ -27,6 +27,7 @@ class Material:
         environment: The contents of ``environment.json``.
         metrics: The rows of ``metrics.jsonl``; empty if the file is gone.
         views: The picture of augmented samples, where there is one.
+        beside: Another run to compare with.
     """
 
     content: ReportContent
@@ -35,6 +36,7 @@ class Material:
     environment: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...] = ()
     views: bytes | None = None
+    beside: Material | None = None
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -80,6 +82,22 @@ def read(run: Path) -> Material:
         metrics=_rows(run / "metrics.jsonl"),
         views=(run / "views.png").read_bytes() if (run / "views.png").is_file() else None,
     )
+
+
+def read_beside(run: Path, other: Path) -> Material:
+    """Read a run with early exits and another to compare it with.
+
+    Raises:
+        UserError: If the first has no early exits, or the other has other classes or was not timed.
+    """
+    mine, theirs = read(run), read(other)
+    if not isinstance(mine.result.get("early_exit"), dict):
+        raise UserError("--beside", f"expected a run with early exits to compare with others, got {run}")
+    if mine.content.class_names != theirs.content.class_names:
+        raise UserError("--beside", f"expected a run on the same classes, {other} has others")
+    if "1" not in theirs.model("student").get("latency_ms", {}):
+        raise UserError("--beside", f"expected a run that was timed at batch 1, {other} was not")
+    return replace(mine, beside=theirs)
 
 
 def _result(path: Path) -> Mapping[str, Any]:

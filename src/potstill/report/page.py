@@ -11,7 +11,7 @@ from potstill.report._details import dark_knowledge, matched, provenance, views
 from potstill.report._exits import exits
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
-from potstill.report._material import Material, read
+from potstill.report._material import Material, read, read_beside
 from potstill.report._networks import networks
 from potstill.report.style import SCRIPT, STYLE
 
@@ -21,11 +21,12 @@ __all__ = ["document", "render"]
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def render(run: Path) -> Path:
+def render(run: Path, beside: Path | None = None) -> Path:
     """Draw ``report.html`` of a finished run.
 
     Args:
         run: The run folder, with ``recipe.yaml``, ``environment.json``, ``result.json`` and ``report.json``.
+        beside: Another run, whose networks early exits are compared with.
 
     Returns:
         Path of the page.
@@ -34,7 +35,7 @@ def render(run: Path) -> Path:
         UserError: If a file is missing or cannot be read, or the page cannot be written.
     """
     path = run / "report.html"
-    write_text(path, _page(read(run)))
+    write_text(path, _page(read(run) if beside is None else read_beside(run, beside)))
     return path
 
 
