@@ -1,262 +1,240 @@
-"""ResNet-56 with early exits against the whole network: wall clock in torch and onnxruntime, points lost.
+"""A run's network with early exits against the whole network and smaller ones: wall clock and points lost.
 
-    python benchmarks/early_exit.py --data DIR [--exits layer1,layer2] [--steps 400] [--network FILE]
+    potstill run cifar10-early-exit --data DIR --out RUN
+    python benchmarks/early_exit.py RUN --data DIR --answers RUN/answers.npz
 
-Starts from the weights of ``DIR/weights`` and trains exits only, the network frozen. Half of CIFAR-10's test
-images, which no weight has seen, chooses the thresholds for each stated loss; the other half is reported.
-Both sides are timed in turns over the same images in one run. ``--network FILE`` keeps the trained network
-with its exits (or takes one from there, trained in any way).
+Thresholds are chosen anew for each stated loss on the run's calibration samples and reported on its others,
+as the run itself does. Torch and onnxruntime, batch 1 and 64, each side in turns over the same images, which
+leave in the shares of all. The smaller ResNets of ``DIR/weights`` were trained alike, without distillation;
+their accuracy is that on the same samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from potstill.augment import Augment, AugmentConfig
+from potstill.config import load
+from potstill.data import Splits
 from potstill.deploy import Choice, EarlyExit, OnnxEarlyExit, Policy, choose, export_exits, export_onnx
 from potstill.deploy.candidates import leave
+from potstill.early_exits import Parts, parts_of
+from potstill.early_exits.costs import typical
 from potstill.environment import processor
-from potstill.losses import kl
+from potstill.files import read_json
 from potstill.measure import parameters
-from potstill.models.cifar import resnet56
+from potstill.models import cifar
 from potstill.models.exits import EXIT, WithExits
-from potstill.models.preprocessing import IMAGENET, Preprocessing
+from potstill.models.preprocessing import Preprocessing
 from potstill.models.segments import cut
-from potstill.models.weights import load_weights, save_weights
+from potstill.models.weights import load_weights
+from potstill.run import LoadedRun, load_student
+from potstill.schemes.settings import DeepSupervisionConfig
 
-BATCH = 128
-TEMPERATURE = 3.0
-GOAL, GOAL_LOSS = 1.5, 0.005
-NEVER = float("inf")
-
-
-def images(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Pixels ``(N, 3, 32, 32)`` uint8 and labels."""
-    pixels = torch.from_numpy(np.load(folder / "cifar10" / f"{part}_images.npy"))
-    labels = torch.from_numpy(np.load(folder / "cifar10" / f"{part}_labels.npy").astype(np.int64))
-    return (pixels.permute(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels), labels
-
-
-def made(exits: str | list[str], folder: Path) -> WithExits:
-    """The given ResNet-56 with untrained exits."""
-    torch.manual_seed(0)
-    model = resnet56()
-    load_weights(model, folder / "weights" / "cifar10_resnet56.safetensors", "weights")
-    return WithExits(model, exits, torch.zeros(2, 3, 32, 32)).to(memory_format=torch.channels_last)
-
-
-def train(network: WithExits, folder: Path, steps: int) -> None:
-    """Exits alone, on 0.7 of the labels and 0.3 of the whole network's answers (Be Your Own Teacher)."""
-    pixels, labels = images(folder, "train")
-    augment = Augment(AugmentConfig(flip=0.5, crop=4), seed=0)
-    optimiser = torch.optim.AdamW(network.exits.parameters(), lr=4e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    generator = torch.Generator().manual_seed(0)
-    network.requires_grad_(False).eval()
-    network.exits.requires_grad_(True).train()
-    began = time.perf_counter()
-    for step in range(steps):
-        index = torch.randint(len(labels), (BATCH,), generator=generator)
-        inputs = IMAGENET.normalise(augment(pixels[index], index, step))
-        signals = network(inputs.contiguous(memory_format=torch.channels_last))
-        loss = torch.zeros(())
-        for path in network.paths:
-            logits = signals.taps[EXIT + path]
-            soft = kl(logits, signals.output, temperature=TEMPERATURE).mean() / TEMPERATURE**2
-            loss = loss + 0.7 * cross_entropy(logits, labels[index]) + 0.3 * soft
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 50 == 0 or step == steps - 1:
-            print(f"  step {step}: loss {loss.item():.3f}, {time.perf_counter() - began:.0f} s", flush=True)
-    network.eval()
-
-
-@torch.no_grad()
-def answers(network: WithExits, pixels: Tensor) -> list[np.ndarray[Any, Any]]:
-    """Logits of all exits and of the whole network, ``(N, 10)`` each."""
-    found: list[list[Tensor]] = [[] for _ in range(len(network.paths) + 1)]
-    for batch in pixels.split(200):
-        inputs = IMAGENET.normalise(batch).contiguous(memory_format=torch.channels_last)
-        signals = network.eval()(inputs)
-        for place, logits in enumerate(
-            [*(signals.taps[EXIT + path] for path in network.paths), signals.output]
-        ):
-            found[place].append(logits)
-    return [torch.cat(each).numpy() for each in found]
+Logits = list[np.ndarray[Any, Any]]
+SMALLER = ("resnet44", "resnet32", "resnet20")
 
 
 @dataclass(frozen=True)
-class Whole:
+class Plain:
     """What the plain export takes."""
 
     student: nn.Module
-    pixels: Tensor
-    preprocessing: Preprocessing = IMAGENET
-    class_names: tuple[str, ...] = tuple(map(str, range(10)))
+    loaded: LoadedRun
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """As the run's."""
+        return self.loaded.preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As the run's."""
+        return self.loaded.class_names
 
     def samples(self, count: int) -> Tensor:
         """The first images."""
-        return self.pixels[:count]
+        return self.loaded.samples(count)
+
+
+@torch.no_grad()
+def answers(network: nn.Module, loaded: LoadedRun, part: Any) -> Logits:
+    """Logits of all exits and of the whole network, ``(N, classes)`` each."""
+    rows = []
+    for start in range(0, len(part), 200):
+        images = part.images(list(range(start, min(start + 200, len(part)))))
+        signals = network(prepared(loaded, images))
+        every = [signals]
+        if isinstance(network, WithExits):
+            every = [*(signals.taps[EXIT + path] for path in network.paths), signals.output]
+        rows.append(torch.stack(every))
+    return list(torch.cat(rows, dim=1).numpy())
+
+
+def prepared(loaded: LoadedRun, images: Tensor) -> Tensor:
+    """What the network takes, channels last."""
+    return loaded.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+
+
+def smaller(folder: Path) -> dict[str, nn.Module]:
+    """The trained smaller networks."""
+    found = {}
+    for name in SMALLER:
+        found[name] = getattr(cifar, name)()
+        load_weights(found[name], folder / "weights" / f"cifar10_{name}.safetensors", name)
+        found[name].eval().to(memory_format=torch.channels_last)
+    return found
 
 
 def ratio(
-    whole: Callable[[Any], Any], early: Callable[[Any], Any], batches: Sequence[Any], rounds: int
-) -> tuple[float, float]:
-    """Milliseconds a batch of the whole network, and the median over rounds of whole / early."""
+    whole: Callable[[Any], Any], other: Callable[[Any], Any], batches: Sequence[Any], rounds: int
+) -> float:
+    """The median over rounds of whole / other, in turns."""
     with torch.no_grad():
-        for call in (whole, early) * 2:
+        for call in (whole, other) * 2:
             call(batches[0])
-        times = []
+        found = []
         for number in range(rounds):
             spent = [0.0, 0.0]
             for batch in batches:
                 for side in (0, 1) if number % 2 else (1, 0):  # neither always runs on warm caches
                     start = time.perf_counter()
-                    (whole, early)[side](batch)
+                    (whole, other)[side](batch)
                     spent[side] += time.perf_counter() - start
-            times.append(spent)
-    scale = 1e3 / len(batches)
-    return scale * statistics.median(t[0] for t in times), statistics.median(t[0] / t[1] for t in times)
+            found.append(spent[0] / spent[1])
+    return statistics.median(found)
 
 
-def costs(network: WithExits, pixels: Tensor) -> list[float]:
-    """Milliseconds up to each exit and of the whole, at batch 64."""
-    inputs = IMAGENET.normalise(pixels[:64]).contiguous(memory_format=torch.channels_last)
-    count = len(network.paths)
-    found = []
-    for exit_taken in range(count + 1):
-        thresholds = tuple(-NEVER if place == exit_taken else NEVER for place in range(count))
-        runtime = EarlyExit(network, Policy("probability", thresholds), inputs[:2])
-        found.append(min(timed(runtime, inputs) for _ in range(5)))
-    return [max(found[: place + 1]) for place in range(count + 1)]
+class Clock:
+    """The whole network in both engines, and others against it."""
+
+    def __init__(self, network: WithExits, loaded: LoadedRun, folder: Path, rounds: int) -> None:
+        self.network = network
+        self.loaded = loaded
+        self.folder = folder
+        self.rounds = rounds
+        self.session = self.onnx(network.model)
+        self.folded = cut(network.model, (), torch.zeros(2, 3, 32, 32), quick=True).parts[0]
+        never = Policy("probability", (float("inf"),) * len(network.paths))
+        some = loaded.samples(16).float() / 255
+        export_exits(network, never, some, folder / "exits", preprocessing=loaded.preprocessing)
+
+    def onnx(self, model: nn.Module) -> Callable[[Any], Any]:
+        """A network in onnxruntime."""
+        export_onnx(Plain(model, self.loaded), self.folder / "plain.onnx")
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        path = str(self.folder / "plain.onnx")
+        session: Any = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        return lambda batch: session.run(None, {"images": batch})
+
+    def early(self, policy: Policy, images: Tensor) -> str:
+        """The ratios of a policy; the second of torch is over the whole network with folded batch norms."""
+        runtime = OnnxEarlyExit(self.folder / "exits", policy, threads=torch.get_num_threads())
+        early = EarlyExit(self.network, policy, torch.zeros(2, 3, 32, 32))
+        return self._row(early, runtime, images, folded=True)
+
+    def other(self, model: nn.Module, images: Tensor) -> str:
+        """The ratios of another network."""
+        return self._row(model, self.onnx(model), images, folded=False)
+
+    def _row(self, torch_side: Any, onnx_side: Any, images: Tensor, *, folded: bool) -> str:
+        text = []
+        for size in (1, 64):
+            floats = [(batch.float() / 255).numpy() for batch in images.split(size) if len(batch) == size]
+            floats = floats[: max(4, 128 // size)]
+            batches = [prepared(self.loaded, torch.from_numpy(batch)) for batch in floats]
+            row = f"batch {size}: torch {ratio(self.network.model, torch_side, batches, self.rounds):.2f}"
+            if folded:
+                row += f" ({ratio(self.folded, torch_side, batches, self.rounds):.2f} over folded)"
+            row += f", onnxruntime {ratio(self.session, onnx_side, floats, self.rounds):.2f}"
+            text.append(row)
+        return "; ".join(text)
 
 
-@torch.no_grad()
-def timed(call: Callable[[Tensor], Any], inputs: Tensor) -> float:
-    start = time.perf_counter()
-    call(inputs)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def ratios(
-    network: WithExits, choice: Choice, pixels: Tensor, folder: Path, options: argparse.Namespace
-) -> dict[str, float]:
-    """Whole / early of both engines at batch 1 and 64."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    session: Any = onnxruntime.InferenceSession(
-        str(folder / "whole.onnx"), settings, providers=["CPUExecutionProvider"]
-    )
-    runtime = OnnxEarlyExit(folder / "exits", choice.policy, threads=torch.get_num_threads())
-    early = EarlyExit(network, choice.policy, torch.zeros(2, 3, 32, 32))
-    folded = cut(network.model, (), torch.zeros(2, 3, 32, 32), quick=True).parts[0]  # a faster baseline
-    found = {}
-    for size, count in ((1, options.images), (64, max(1, options.images // 16))):
-        batches = list(pixels[: size * count].split(size))
-        inputs = [IMAGENET.normalise(b).contiguous(memory_format=torch.channels_last) for b in batches]
-        _, found[f"torch {size}"] = ratio(network.model, early, inputs, options.rounds)
-        _, found[f"torch {size} over the folded whole"] = ratio(folded, early, inputs, options.rounds)
-        floats = [(batch.float() / 255).numpy() for batch in batches]
-        _, found[f"onnx {size}"] = ratio(
-            lambda batch: session.run(None, {"images": batch}), runtime, floats, options.rounds
-        )
-    return found
-
-
-def show(choice: Choice, report: Sequence[np.ndarray[Any, Any]], labels: np.ndarray[Any, Any]) -> float:
-    """Print what was chosen and what it does to the reporting half; the accuracy lost."""
+def show(choice: Choice, report: Logits, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Print what was chosen and what it does to the reporting samples; the exit that each takes."""
     taken = leave(choice.policy, report)
     right = np.stack([each.argmax(axis=1) == labels for each in report])
-    full, early = right[-1].mean(), right[taken, np.arange(len(labels))].mean()
-    shares = " ".join(
-        f"{100 * share:.0f}" for share in np.bincount(taken, minlength=len(report)) / len(taken)
-    )
+    full, early = right[-1], right[taken, np.arange(len(labels))]
+    shares = np.bincount(taken, minlength=len(report)) / len(taken)
     print(
-        f"{choice.policy.kind:12} wished {100 * (choice.wished or 0):.1f}, promised "
-        f"{100 * choice.promised:.2f} points: lost {100 * (full - early):+.2f} ({100 * early:.2f} of "
-        f"{100 * full:.2f} %), shares {shares} %",
-        flush=True,
+        f"{choice.policy.kind}, wished {100 * (choice.wished or 0):.2f}, promised "
+        f"{100 * choice.promised:.2f} points: lost {100 * (full.mean() - early.mean()):+.2f} "
+        f"({100 * early.mean():.2f} of {100 * full.mean():.2f} %), wrongly left "
+        f"{100 * (full & ~early).mean():.2f}, shares {' '.join(f'{100 * one:.0f}' for one in shares)} %"
+        + (f"\n  {choice.note}" if choice.note else "")
     )
-    return float(full - early)
+    return taken
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and weights/")
-    parser.add_argument("--exits", default="auto", help="layers, with commas between (default: auto)")
-    parser.add_argument("--network", type=Path, help="trained network with exits, written where missing")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--losses", default="0.002,0.005,0.01,0.02", help="stated losses")
-    parser.add_argument("--kinds", default="probability,margin,entropy,patience")
-    parser.add_argument("--test", type=int, default=10_000, help="test images, half of them to calibrate")
-    parser.add_argument("--images", type=int, default=200, help="images timed at batch 1; batches of 64: /16")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("run", type=Path, help="finished run with early exits")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data and weights/")
+    parser.add_argument("--answers", type=Path, help="logits of all networks, written where missing")
+    parser.add_argument("--losses", default="0.005,0.01,0.015,0.02", help="stated losses")
+    parser.add_argument("--kinds", default="probability", help="probability,margin,entropy,patience")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 times nothing")
+    parser.add_argument("--smaller", action="store_true", help="time the smaller networks too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{processor()}, {options.threads} threads, torch {torch.__version__}", flush=True)
-    network = made("auto" if options.exits == "auto" else options.exits.split(","), options.data)
+    print(f"{processor()}, {options.threads} thread(s), torch {torch.__version__}")
+    loaded = load_student(options.run, options.data)
+    config = load(options.run / "recipe.yaml").scheme
+    assert isinstance(config, DeepSupervisionConfig)
+    assert isinstance(loaded.student, WithExits)
+    network = loaded.student.requires_grad_(False).to(memory_format=torch.channels_last)
     more = parameters(network) / parameters(network.model) - 1
     print(f"exits at {', '.join(network.paths)}: {100 * more:.1f} % more parameters (goal at most 15)")
-    if options.network and options.network.exists():
-        load_weights(network, options.network, "--network")
+    parts = parts_of(replace(config, calibrate_on=config.calibrate_on or 0.5), Splits(*[loaded.test] * 3))
+    compared(network, loaded, parts, options)
+
+
+def compared(network: WithExits, loaded: LoadedRun, parts: Parts, options: argparse.Namespace) -> None:
+    """Print the curve's points and the smaller networks."""
+    others = smaller(options.data)
+    if options.answers and options.answers.is_file():
+        kept = dict(np.load(options.answers))
     else:
-        train(network, options.data, options.steps)
-        if options.network:
-            save_weights(network, options.network)
-    sys.exit(run(network.requires_grad_(False).eval(), options))
-
-
-def run(network: WithExits, options: argparse.Namespace) -> str | int:
-    pixels, labels = images(options.data, "test")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[: options.test]
-    calibrate, report = order[: len(order) // 2], order[len(order) // 2 :]
-    logits = [answers(network, pixels[half]) for half in (calibrate, report)]
-    truth = [labels[half].numpy() for half in (calibrate, report)]
-    for name, each in zip([*network.paths, "whole"], logits[1], strict=True):
+        halves = {"calibration": parts.calibration, "reporting": parts.reporting}
+        kept = {name: np.stack(answers(network, loaded, part)) for name, part in halves.items()}
+        kept |= {name: answers(model, loaded, parts.reporting)[0] for name, model in others.items()}
+        if options.answers:
+            np.savez(options.answers, **kept)
+    truth = parts.calibration.labels.numpy(), parts.reporting.labels.numpy()
+    calibration, report = list(kept["calibration"]), list(kept["reporting"])
+    for name, each in zip([*network.paths, "whole"], report, strict=True):
         print(f"  {name:10} {100 * (each.argmax(axis=1) == truth[1]).mean():.2f} %")
-    price = costs(network, pixels[report])
-    print(f"  milliseconds up to each exit at batch 64: {', '.join(f'{value:.1f}' for value in price)}")
-    best = 0.0
+    costs = [row["macs"] for row in read_json(options.run / "result.json")["early_exit"]["exits"]]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        export_onnx(Whole(network.model, pixels[report]), folder / "whole.onnx")
-        never = Policy("probability", (NEVER,) * len(network.paths))
-        some = pixels[report][:16].float() / 255
-        export_exits(network, never, some, folder / "exits", preprocessing=IMAGENET)
+        clock = Clock(network, loaded, Path(temporary), options.rounds) if options.rounds else None
         for kind in options.kinds.split(","):
             for wish in map(float, options.losses.split(",")):
-                choice = choose(logits[0], truth[0], kind=kind, max_loss=wish, costs=price)
-                lost = show(choice, logits[1], truth[1])
-                if choice.note:
-                    print(f"    {choice.note}")
-                found = ratios(network, choice, pixels[report], folder, options)
-                print("    whole / early: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
-                if lost <= GOAL_LOSS:
-                    best = max(best, min(v for k, v in found.items() if "folded" not in k))
-    print(
-        f"best at no more than {100 * GOAL_LOSS:.1f} points lost, least of all four: {best:.2f} (goal {GOAL})"
-    )
-    return 0 if best >= GOAL else "goal missed"
+                choice = choose(calibration, truth[0], kind=kind, max_loss=wish, costs=costs)
+                taken = show(choice, report, truth[1])
+                if clock:
+                    images = parts.reporting.images(typical(taken, 256).tolist())
+                    print(f"  whole / early: {clock.early(choice.policy, images)}", flush=True)
+        for name, model in others.items():
+            print(f"{name}: {100 * (kept[name].argmax(axis=1) == truth[1]).mean():.2f} %")
+            if clock and options.smaller:
+                images = parts.reporting.images(list(range(256)))
+                print(f"  whole / {name}: {clock.other(model, images)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def _beside(beside: Material | None) -> str:
                     f"<b>{percent(beside.score(arm))}</b>",
                     compact(row["parameters"]),
                     compact(row["macs"]),
-                    milliseconds(latency and latency["median_ms"]),
+                    milliseconds(latency["median_ms"] if latency else None),
                 )
             )
     lead = (
