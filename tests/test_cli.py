@@ -99,7 +99,7 @@ def test_errors_of_the_system_start_with_the_path(monkeypatch: pytest.MonkeyPatc
     }
     for code, failure in failures.items():
 
-        def fail(folder: Path, failure: BaseException = failure) -> Path:
+        def fail(folder: Path, beside: Path | None, failure: BaseException = failure) -> Path:
             raise failure
 
         monkeypatch.setattr("potstill.report.render", fail)
