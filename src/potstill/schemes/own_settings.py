@@ -11,6 +11,7 @@ from torch import nn
 from potstill.batch import Batch
 from potstill.errors import UserError
 from potstill.losses import Range
+from potstill.models.exit_heads import Heads
 from potstill.models.exits import WithExits
 from potstill.schemes.deep_supervision import DeepSupervision
 from potstill.schemes.ingredients import LESSON, Ingredients, Networks, TeacherUse, refuse_auto
@@ -30,6 +31,8 @@ class DeepSupervisionConfig:
     """Who teaches whom."""
     exits: Literal["auto"] | tuple[str, ...] = "auto"
     """Layers with an exit; ``auto`` for the ends of all stages but the last."""
+    heads: Heads = "separable"
+    """Convolutions of exits on maps; ``residual`` blocks have several times the parameters and learn more."""
     taught_by: Literal["deepest", "ensemble"] = "deepest"
     """``ensemble``: by the mean of all exits."""
     train_backbone: bool = True
@@ -69,7 +72,8 @@ class DeepSupervisionConfig:
     def with_exits(self, network: nn.Module, given: Batch) -> WithExits:
         """``network`` with exits that are not trained yet."""
         exits = self.exits if isinstance(self.exits, str) else list(self.exits)
-        return WithExits(network, exits, given.tensor("student"), where="scheme.exits")
+        example = given.tensor("student")
+        return WithExits(network, exits, example, heads=self.heads, where="scheme.exits")
 
     def build(self, given: Ingredients) -> DeepSupervision:
         """The scheme."""
