@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
+from potstill.assembly import load_experiment, search_path
 from potstill.augment import Augment, AugmentConfig, uniform
+from potstill.config import load
 from potstill.errors import UserError
+from potstill.run import run
 
 
 def images(count: int = 64, size: int = 8) -> torch.Tensor:
@@ -83,3 +89,32 @@ def test_floats_are_left_floats_and_nothing_does_nothing() -> None:
 def test_padding_as_large_as_the_image_is_refused() -> None:
     with pytest.raises(UserError, match=r"augment.crop: must be smaller than the image \(8x8\), got 8"):
         Augment(AugmentConfig(crop=8), seed=0)(images(), torch.arange(64), view=0)
+
+
+POOLED = """
+from torch import nn
+
+
+def pooled(num_classes):
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(36, num_classes))
+"""
+
+
+def test_each_network_has_a_resolution_of_its_own_from_the_same_crop(tiny: Any, tmp_path: Any) -> None:
+    (tiny.root / "pooled.py").write_text(POOLED)
+    overrides = ["student={model: 'pooled.py:pooled', size: 4, mean: [0.5], std: [0.25]}", "data.size=8"]
+    overrides += ["teacher.size=6", "distill={kl: {}}", "augment={crop: 2, flip: 0.5}"]
+    experiment = load_experiment(load(tiny.recipe, overrides), search_path(tiny.root))
+    loader, prepare = experiment.training(0)
+    rows = loader.read(list(range(16)), 3)
+    batch = prepare(*rows, 3)
+    assert rows[0].shape == (16, 1, 8, 8)
+    crops = Augment(experiment.recipe.augment, seed=0)(rows[0], rows[2], 3).float() / 255
+    for role, side in (("student", 4), ("teacher", 6)):
+        expected = (interpolate(crops, (side, side), mode="bilinear", antialias=True) - 0.5) / 0.25
+        torch.testing.assert_close(batch.tensor(role).contiguous(), expected)
+    found = run(
+        tiny.recipe, data=tiny.root, out=tmp_path / "run", overrides=overrides, echo=lambda line: None
+    )
+    assert found.data["models"]["student"]["macs"] < found.data["models"]["teacher"]["macs"]

@@ -128,6 +128,7 @@ def test_a_set_that_draws_at_random_gives_the_same_after_a_resume() -> None:
     assert torch.equal(torch.get_rng_state(), before)  # the run's own draws do not move
     assert torch.equal(torch.stack(rest), torch.stack(whole[3:]))
     assert not torch.isin(torch.stack(other), torch.stack(whole)).any()
+    assert len(torch.stack(whole).unique()) == 12 * 4  # no worker repeats another's numbers
 
 
 def test_what_a_users_set_raises_in_a_worker_is_not_a_dead_worker() -> None:
