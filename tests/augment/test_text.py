@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from potstill.augment import AugmentConfig, TextAugment
 from potstill.augment.draws import Draws
-from potstill.augment.text import SpanMasking, TextAugment, TextAugmentConfig, TokenDropout, by_place
+from potstill.augment.mixing import CutMix
+from potstill.augment.text import SpanMasking, TokenDropout, by_place
 from potstill.errors import UserError
+from potstill.run import run
 from potstill.sections import read_section
 
 CONFIGS = {
-    "dropout": TextAugmentConfig(token_dropout=TokenDropout(rate=0.3)),
-    "spans": TextAugmentConfig(span_masking=SpanMasking(rate=0.3, stop=0.3, longest=5)),
-    "both": TextAugmentConfig(
+    "dropout": AugmentConfig(token_dropout=TokenDropout(rate=0.3)),
+    "spans": AugmentConfig(span_masking=SpanMasking(rate=0.3, stop=0.3, longest=5)),
+    "both": AugmentConfig(
         token_dropout=TokenDropout(rate=0.2, probability=0.5), span_masking=SpanMasking(probability=0.7)
     ),
 }
@@ -33,8 +36,8 @@ def texts(count: int = 40, length: int = 24) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_view_of_a_text_does_not_depend_on_batch_order_or_padding(config: TextAugmentConfig) -> None:
-    augment, (ids, may), index = TextAugment(config, seed=3), texts(), torch.arange(100, 140)
+def test_a_view_of_a_text_does_not_depend_on_batch_order_or_padding(config: AugmentConfig) -> None:
+    augment, (ids, may), index = TextAugment(config.coverings(), seed=3), texts(), torch.arange(100, 140)
     whole = augment(ids, may, index, 2, replacement=MASK)
     assert torch.equal(whole[~may], ids[~may])
     changed = whole != ids
@@ -49,7 +52,7 @@ def test_a_view_of_a_text_does_not_depend_on_batch_order_or_padding(config: Text
     longer = torch.nn.functional.pad(ids, (0, 9)), torch.nn.functional.pad(may, (0, 9))
     assert torch.equal(augment(*longer, index, 2, replacement=MASK)[:, :24], whole)
     for other in (
-        TextAugment(config, seed=4)(ids, may, index, 2, replacement=MASK),
+        TextAugment(config.coverings(), seed=4)(ids, may, index, 2, replacement=MASK),
         augment(ids, may, index, 3, replacement=MASK),
         augment(ids, may, index + 1, 2, replacement=MASK),
     ):
@@ -103,14 +106,14 @@ def test_dropped_tokens_do_not_look_at_their_neighbours() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    augment, (ids, may) = TextAugment(CONFIGS["both"], seed=0), texts()
+    augment, (ids, may) = TextAugment(CONFIGS["both"].coverings(), seed=0), texts()
     with pytest.raises(ValueError, match=r"expected ids and may \(N, L\), index \(N,\), got"):
         augment(ids, may[:, 1:], torch.arange(40), 0, replacement=MASK)
 
     def read(**given: Any) -> Any:
-        return read_section(TextAugmentConfig, given, "augment")
+        return read_section(AugmentConfig, given, "augment")
 
-    assert read(token_dropout=0.1, span_masking={}) == TextAugmentConfig(
+    assert read(token_dropout=0.1, span_masking={}) == AugmentConfig(
         token_dropout=TokenDropout(rate=0.1), span_masking=SpanMasking()
     )
     for given, message in (
@@ -118,7 +121,22 @@ def test_what_does_not_fit_is_said() -> None:
         ({"span_masking": 0.95}, "augment.span_masking.rate: must be <= 0.9, got 0.95"),
         ({"span_masking": {"stop": 0}}, "augment.span_masking.stop: must be > 0, got 0"),
         ({"span_masking": {"longest": 0}}, "augment.span_masking.longest: must be >= 1, got 0"),
-        ({"cutout": 3}, "augment.cutout: unknown key"),
     ):
         with pytest.raises(UserError, match=message):
             read(**given)
+
+
+def test_a_task_refuses_what_changes_other_samples(tiny: Any, tmp_path: Any) -> None:
+    message = "augment.span_masking: changes texts; the samples of this task are images"
+    with pytest.raises(UserError, match=message):
+        run(
+            tiny.recipe,
+            data=tiny.root,
+            out=tmp_path / "run",
+            overrides=["augment.span_masking=0.2"],
+            echo=lambda line: None,
+        )
+    with pytest.raises(UserError, match="augment.cutmix: changes images; the samples of this task are texts"):
+        AugmentConfig(cutmix=CutMix()).check_samples("texts")
+    AugmentConfig(token_dropout=TokenDropout(rate=0.1)).check_samples("texts")
+    AugmentConfig(cutmix=CutMix(), crop=1).check_samples("images")

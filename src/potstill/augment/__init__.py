@@ -2,6 +2,7 @@
 
 from potstill.augment.draws import uniform
 from potstill.augment.settings import AugmentConfig
+from potstill.augment.text import TextAugment
 from potstill.augment.view import Augment
 
-__all__ = ["Augment", "AugmentConfig", "uniform"]
+__all__ = ["Augment", "AugmentConfig", "TextAugment", "uniform"]

@@ -13,6 +13,7 @@ from potstill.augment.geometry import Flip, PaddedCrop, ResizedCrop, Rotation
 from potstill.augment.mixing import CutMix, Mixing, Mixup
 from potstill.augment.own import Own
 from potstill.augment.policies import RandAugment, TrivialAugment
+from potstill.augment.text import Covering, SpanMasking, TokenDropout
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 
@@ -34,6 +35,8 @@ FIRST_DRAWS = {
     "mixup": 576,
     "cutmix": 640,
     "own": 768,
+    "token_dropout": 832,
+    "span_masking": 896,
 }
 
 
@@ -70,6 +73,10 @@ class AugmentConfig:
     """Mix with another sample of the training set; the labels mix too."""
     cutmix: CutMix | None = None
     """Put a box of another sample into those that ``mixup`` left alone; the labels mix too."""
+    token_dropout: TokenDropout | None = None
+    """Of texts: cover single tokens."""
+    span_masking: SpanMasking | None = None
+    """Of texts: cover runs of tokens."""
     mix_targets: bool = False
     """Mix the teacher's answers to the two plain images, instead of asking it about the mixed one."""
     order: tuple[str, ...] = ()
@@ -113,6 +120,23 @@ class AugmentConfig:
         """What changes single images, by name, in order."""
         made = dict(self._usual())
         return [(name, made[name]) for name in self.order or made]
+
+    def coverings(self) -> list[tuple[str, int, Covering]]:
+        """What changes texts, by name, each with the number of its first draw."""
+        both = (("token_dropout", self.token_dropout), ("span_masking", self.span_masking))
+        return [(name, FIRST_DRAWS[name], covering) for name, covering in both if covering is not None]
+
+    def check_samples(self, samples: str) -> None:
+        """Refuse what changes images where samples are ``texts``, and the other way round.
+
+        Raises:
+            UserError: At the first such key.
+        """
+        texts = [name for name, _, _ in self.coverings()]
+        images = [name for name, _ in (*self._usual(), *self.mixings())]
+        others, kind = (texts, "texts") if samples == "images" else (images, "images")
+        for name in others:
+            raise UserError(f"augment.{name}", f"changes {kind}; the samples of this task are {samples}")
 
     def mixings(self) -> list[tuple[str, Mixing]]:
         """What mixes images, by name: the first that takes a sample keeps it."""

@@ -5,6 +5,8 @@ A token's random numbers belong to its sample and its place, so padding, batch s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -14,13 +16,11 @@ from torch import Tensor
 from potstill.augment.draws import Draws, Share, uniform
 from potstill.losses import Range
 
-__all__ = ["SpanMasking", "TextAugment", "TextAugmentConfig", "TokenDropout"]
+__all__ = ["Covering", "SpanMasking", "TextAugment", "TokenDropout"]
 
 PLACES = 1 << 20
 """Tokens that a text may have: places of different samples must not share a number."""
 BISECTIONS = 60
-# Where each one's draws begin; they never change (see FIRST_DRAWS of the transforms of images).
-FIRST_TEXT_DRAWS = {"token_dropout": 1024, "span_masking": 1088}
 
 
 def by_place(draws: Draws, number: int, count: int) -> Tensor:
@@ -29,8 +29,19 @@ def by_place(draws: Draws, number: int, count: int) -> Tensor:
     return uniform(places, seed=draws.seed, view=draws.view, draw=draws.first + number)
 
 
+class Covering(ABC):
+    """A choice of tokens that are covered; its fields are a recipe's keys."""
+
+    probability: float
+    shorthand: ClassVar[str] = "rate"
+
+    @abstractmethod
+    def covered(self, length: int, draws: Draws) -> Tensor:
+        """Which of ``length`` places are covered, ``(N, length)`` boolean; draw 0 is taken."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class TokenDropout:
+class TokenDropout(Covering):
     """Each token is covered with a probability, whatever happens to its neighbours.
 
     Reference:
@@ -43,15 +54,13 @@ class TokenDropout:
     probability: Share = 1.0
     """Of a text to be changed at all."""
 
-    shorthand: ClassVar[str] = "rate"
-
     def covered(self, length: int, draws: Draws) -> Tensor:
         """Which of ``length`` places are covered, ``(N, length)`` boolean."""
         return by_place(draws, 1, length) < self.rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanMasking:
+class SpanMasking(Covering):
     """Runs of neighbouring tokens are covered; how long a run is follows a geometric distribution.
 
     A span begins at any place with one chance, also before the text, so that each token is covered with the
@@ -70,8 +79,6 @@ class SpanMasking:
     """Longer spans are cut to this many tokens."""
     probability: Share = 1.0
     """Of a text to be changed at all."""
-
-    shorthand: ClassVar[str] = "rate"
 
     def chance(self) -> float:
         """Probability that a span begins at a place.
@@ -104,33 +111,24 @@ class SpanMasking:
         return 1 + whole.clamp(0, self.longest - 1).long()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextAugmentConfig:
-    """What happens to each training text, in this order."""
-
-    token_dropout: TokenDropout | None = None
-    """Cover single tokens."""
-    span_masking: SpanMasking | None = None
-    """Cover runs of tokens."""
-
-
 class TextAugment:
     """The augmentation of texts of one run; call it with a batch.
 
     Args:
-        config: What to do.
+        coverings: What to do, in order, by name, each with the number of its first draw:
+            :meth:`AugmentConfig.coverings` of a recipe's ``augment``.
         seed: Seed of the run.
 
     Example:
-        >>> hide = TextAugment(TextAugmentConfig(token_dropout=TokenDropout(rate=1.0)), seed=0)
+        >>> hide = TextAugment([("token_dropout", 0, TokenDropout(rate=1.0))], seed=0)
         >>> ids = torch.tensor([[101, 7, 8, 102, 0]])
         >>> may = torch.tensor([[False, True, True, False, False]])
         >>> hide(ids, may, torch.tensor([5]), view=0, replacement=103).tolist()
         [[101, 103, 103, 102, 0]]
     """
 
-    def __init__(self, config: TextAugmentConfig, seed: int) -> None:
-        self.config = config
+    def __init__(self, coverings: Sequence[tuple[str, int, Covering]], seed: int) -> None:
+        self.coverings = coverings
         self.seed = seed
 
     def __call__(self, ids: Tensor, may: Tensor, index: Tensor, view: int, *, replacement: int) -> Tensor:
@@ -152,12 +150,8 @@ class TextAugment:
         if ids.shape != may.shape or ids.shape[0] != index.shape[0] or ids.shape[1] > PLACES // 2:
             got = f"{tuple(ids.shape)}, {tuple(may.shape)} and {tuple(index.shape)}"
             raise ValueError(f"expected ids and may (N, L), index (N,), got {got}")
-        for name, first in FIRST_TEXT_DRAWS.items():
-            transform: TokenDropout | SpanMasking | None = getattr(self.config, name)
-            if transform is None:
-                continue
+        for _, first, covering in self.coverings:
             draws = Draws(index, self.seed, view, first)
-            covered = transform.covered(ids.shape[1], draws)
-            covered &= (draws(0) < transform.probability)[:, None]
+            covered = covering.covered(ids.shape[1], draws) & (draws(0) < covering.probability)[:, None]
             ids = ids.masked_fill(covered.to(ids.device) & may, replacement)
         return ids

@@ -49,6 +49,7 @@ class Classification(Classifier):
 
     def seeded(self, seed: int, samples: int) -> Classification:
         """The same task with the augmentation of a seed, for a training set of so many samples."""
+        self.augmentation.check_samples(self.samples)
         augment = Augment(self.augmentation, seed, samples=samples, search=self.search)
         return replace(self, augment=augment)
 
