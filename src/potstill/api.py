@@ -34,6 +34,7 @@ def distill(
     scheme: str | Mapping[str, Any] = "offline",
     distill: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
+    cache: Mapping[str, Any] | None = None,
     epochs: float | None = None,
     class_names: Sequence[str] | None = None,
     preprocessing: Preprocessing | Mapping[str, Preprocessing] | None = None,
@@ -58,6 +59,7 @@ def distill(
         scheme: Who teaches whom, as in a recipe: ``"mutual"`` or ``{"kind": "mutual", "peers": 3}``.
         distill: What is matched, as in a recipe: ``{"kl": {"weight": 0.9, "temperature": 4}}``.
         augment: As in a recipe: ``{"flip": 0.5, "crop": 4, "mixup": 0.2}``.
+        cache: Keep the teacher's answers on disk, as in a recipe: ``{"views": 8, "path": "cache"}``.
         epochs: Length of each training.
         class_names: Names in the order of the labels; numbers by default.
         preprocessing: Normalisation for both networks or ``{"teacher": ..., "student": ...}``; by
@@ -102,7 +104,10 @@ def distill(
         "seed": seed,
     }
     if teacher is not None:
-        raw["teacher"] = {"model": f"{IN_MEMORY} {type(teacher).__name__}"}
+        raw["teacher"] = {
+            "model": f"{IN_MEMORY} {type(teacher).__name__}",
+            **({} if cache is None else {"cache": dict(cache)}),
+        }
     if distill is not None:
         raw["distill"] = dict(distill)
     if isinstance(student, nn.Module):

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from potstill.batch import ask
+from potstill.cache import KnownTeacher, Shelf
+from potstill.caching import parts_of, shelf_of
 from potstill.config import Recipe
 from potstill.data import ImageSet, Splits, load_data
 from potstill.errors import UserError
@@ -65,17 +67,21 @@ def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
         return model
 
     channels = splits.train.channels
-    teacher = None if recipe.teacher is None else made(recipe.teacher, "teacher")
+    shelf, known = _cache(recipe, splits, search)
+    config = recipe.teacher
+    teacher = None if config is None or known is not None else made(config, "teacher")
     torch.manual_seed(recipe.seed)
     student = made(recipe.student, "student")
     views: dict[str, Preprocessing] = {}
-    if teacher is not None and recipe.teacher is not None:
-        views["teacher"] = preprocessing_of(teacher, recipe.teacher, channels, None, where="teacher")
+    if known is not None and known.preprocessing is not None:
+        views["teacher"] = known.preprocessing
+    elif teacher is not None and config is not None:
+        views["teacher"] = preprocessing_of(teacher, config, channels, None, where="teacher")
     views["student"] = preprocessing_of(student, recipe.student, channels, views.get("teacher"))
     return assemble(
         recipe,
         splits,
-        teacher=teacher,
+        teacher=functools.partial(made, config, "teacher") if known is not None and config else teacher,
         student=student,
         fresh=lambda: made(recipe.student, "student"),
         task=of_images(recipe, splits, views, search),
@@ -84,6 +90,8 @@ def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
             for place, config in enumerate(others_of(recipe.scheme))
         ),
         search=tuple(search),
+        shelf=shelf,
+        known=known,
     )
 
 
@@ -101,6 +109,21 @@ def of_images(
         search=search,
         label_smoothing=recipe.train.label_smoothing,
     )
+
+
+def _cache(
+    recipe: Recipe, splits: Splits, search: Sequence[Path]
+) -> tuple[Shelf | None, KnownTeacher | None]:
+    """The cache that the recipe names, and what it says of the teacher, where it is full for every seed."""
+    config = recipe.teacher
+    if config is None or config.cache is None or not (config.weights or config.pretrained):
+        return None, None  # of a teacher without a name for its weights, the weights must be seen
+    precision = choose(recipe.train.precision, _device(recipe.train.device), nn.Identity())
+    shelf = shelf_of(recipe, splits, search, precision.name, teacher=None)
+    assert shelf is not None, "the recipe has a cache"
+    parts = parts_of(splits)
+    known = [KnownTeacher.load(shelf.vault(recipe.seed + number), parts) for number in range(recipe.seeds)]
+    return shelf, None if None in known else known[0]
 
 
 def _check_weights(recipe: Recipe) -> None:
@@ -127,37 +150,69 @@ def assemble(
     recipe: Recipe,
     splits: Splits[Any],
     *,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Callable[[], nn.Module] | None,
     student: nn.Module,
     fresh: Callable[[], nn.Module],
     task: Task,
     others: tuple[Callable[[], nn.Module], ...] = (),
     search: tuple[Path, ...] = (),
+    shelf: Shelf | None = None,
+    known: KnownTeacher | None = None,
 ) -> Experiment:
-    """An experiment from loaded parts; the command line and ``potstill.distill`` meet here."""
+    """An experiment from loaded parts; the command line and ``potstill.distill`` meet here.
+
+    Args:
+        recipe: The recipe.
+        splits: Its data.
+        teacher: The trained teacher, or what loads it, where it is ``known``.
+        student: A student, for shapes.
+        fresh: Makes students.
+        task: What is learnt.
+        others: Make the other networks of the scheme.
+        search: Where relative paths were looked up.
+        shelf: Where the teacher's answers are kept; made here, where the recipe wants it and it is absent.
+        known: What a full cache says of the teacher.
+    """
     device = _device(recipe.train.device)
     precision = choose(recipe.train.precision, device, student)
-    if teacher is not None:
-        teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-        if precision.channels_last:
-            teacher = teacher.to(memory_format=torch.channels_last)
+    if isinstance(teacher, nn.Module):
+        words = task.describe_input("teacher")
+        shelf = shelf or shelf_of(recipe, splits, search, precision.name, teacher=teacher, inputs=words)
     resolved = replace(recipe, train=replace(recipe.train, precision=precision.name))
     experiment = Experiment(
         recipe=resolved,
         splits=splits,
         task=task.placed(device, channels_last=precision.channels_last),
-        teacher=teacher,
+        source=None if teacher is None else _loaded(teacher, device, channels_last=precision.channels_last),
         fresh=fresh,
         device=device,
         precision=precision,
         others=others,
         search=search,
         notes=tuple(splits.notes),
+        shelf=shelf,
+        known=known,
     )
     _check_batch_size(experiment)
     _check_outputs(experiment, student)
     rehearse(experiment)
     return experiment
+
+
+def _loaded(
+    teacher: nn.Module | Callable[[], nn.Module], device: torch.device, *, channels_last: bool
+) -> Callable[[], nn.Module]:
+    """Gives a frozen copy of the teacher on the device; one that is not loaded yet is, at the first call."""
+
+    def frozen() -> nn.Module:
+        model = copy.deepcopy(teacher) if isinstance(teacher, nn.Module) else teacher()
+        model = model.to(device).eval().requires_grad_(False)
+        return model.to(memory_format=torch.channels_last) if channels_last else model
+
+    source = functools.cache(frozen)
+    if isinstance(teacher, nn.Module):
+        source()
+    return source
 
 
 def _device(name: str) -> torch.device:
@@ -197,7 +252,9 @@ def rehearse(experiment: Experiment) -> None:
 def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
     """All networks answer to the data's samples, and so that the task can learn from it."""
     batch = experiment.example()
-    networks = {} if experiment.teacher is None else {"teacher": experiment.teacher}
+    networks: dict[str, nn.Module] = {}
+    if experiment.known is None and experiment.teacher is not None:
+        networks["teacher"] = experiment.teacher
     networks["student"] = copy.deepcopy(student)
     networks |= {f"scheme.networks.{place}": make() for place, make in enumerate(experiment.others)}
     for role, model in networks.items():

@@ -95,6 +95,8 @@ def train_cell(
         return _read(cell, place)
     loader, prepare = experiment.training(cell.seed)
     validation = experiment.evaluation(experiment.splits.validation)
+    if experiment.shelf is not None:
+        experiment.shelf.writing = True
     scheme = experiment.scheme(cell.arm, cell.seed)
 
     def evaluate(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

@@ -78,6 +78,9 @@ def run(
     no_control: Annotated[
         bool, typer.Option("--no-control", help="Do not train the student without distillation: no verdict.")
     ] = False,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STEP", help="cache: ask the teacher for all it lacks.")
+    ] = None,
     shift: Annotated[
         bool, typer.Option("--shift", help="Also try early exits on blurred, noisy and darker images.")
     ] = False,
@@ -106,6 +109,7 @@ def run(
                 resume=resume,
                 control=not no_control,
                 dry=dry,
+                only=only,
             )
             again = [*_launcher(), "run", recipe, "--out", str(result.folder)]
             again += ["--data", str(data)] if data else []

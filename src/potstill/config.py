@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from potstill.augment import AugmentConfig
+from potstill.cache import TeacherConfig
 from potstill.data import DataConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
@@ -44,7 +45,7 @@ class Recipe:
     """What both networks see of each training sample."""
     scheme: SchemeConfig = field(default_factory=OfflineConfig)
     """Who teaches whom: a kind, or ``{kind, options...}``."""
-    teacher: ModelConfig | None = None
+    teacher: TeacherConfig | None = None
     """The trained model to imitate; schemes in which networks teach each other have none."""
     student: ModelConfig
     """The model to train."""
@@ -166,6 +167,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     _check_mixing(recipe.augment, terms)
     if recipe.augment.mix_targets and recipe.scheme.kind != "offline":
         raise UserError("augment.mix_targets", "needs scheme: offline, in which a trained teacher answers")
+    _check_cache(recipe.teacher, terms)
     return recipe
 
 
@@ -190,6 +192,17 @@ def _check_mixing(augment: AugmentConfig, terms: Mapping[str, TermConfig]) -> No
         if augment.mix_targets and spec.signal != "logits":
             raise UserError(
                 "augment.mix_targets", f"mixes answers alone, and distill.{name} ({term.loss}) looks inside"
+            )
+
+
+def _check_cache(teacher: TeacherConfig | None, terms: Mapping[str, TermConfig]) -> None:
+    if teacher is None or teacher.cache is None or teacher.cache.top is None:
+        return
+    for name, config in terms.items():
+        if config.loss == "logit_mse" or Term(name, config).options.get("standardize"):
+            raise UserError(
+                "teacher.cache.top",
+                f"keeps probabilities, and distill.{name} compares the logits themselves; leave it out",
             )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill import distributed
 from potstill.answers import Answers, Remembered
 from potstill.batch import Batch
+from potstill.cache import KnownTeacher, Shelf
 from potstill.config import Recipe
 from potstill.data import SampleSet, Splits
 from potstill.data.loader import Loader
@@ -42,7 +43,8 @@ class Experiment:
         recipe: The resolved recipe.
         splits: Training, validation and test part.
         task: What is learnt, without augmentation.
-        teacher: The frozen teacher on the device, where the scheme has one.
+        source: Gives the teacher, where the scheme has one: always the same network, loaded when it is asked
+            for first.
         fresh: Makes the student of a seed, on the CPU, right after ``torch.manual_seed(seed)``.
         others: The same for other architectures that the scheme names.
         device: Where networks and batches live.
@@ -50,12 +52,14 @@ class Experiment:
         search: Where relative paths were looked up.
         notes: What the loading wants the reader to know.
         answers: Where the teacher's answers are kept, for trainings that see the same batches.
+        shelf: Where they are kept on disk, if the recipe says so.
+        known: What a full cache says of the teacher.
     """
 
     recipe: Recipe
     splits: Splits[Any]
     task: Task
-    teacher: nn.Module | None
+    source: Callable[[], nn.Module] | None
     fresh: Callable[[], nn.Module]
     device: torch.device
     precision: Precision
@@ -63,6 +67,18 @@ class Experiment:
     search: tuple[Path, ...] = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
     answers: Answers | None = None
+    shelf: Shelf | None = None
+    known: KnownTeacher | None = None
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is a trained teacher."""
+        return self.source is not None
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher on the device, where the scheme has one; asking for it loads it."""
+        return None if self.source is None else self.source()
 
     def student(self, seed: int) -> nn.Module:
         """A student with the initial weights of ``seed``, the same for every arm."""
@@ -80,7 +96,7 @@ class Experiment:
             return Offline(self.student(seed), None, objective.without_terms())
         ingredients = Ingredients(
             fresh=lambda place, number: self._network(self._maker(place), seed + OTHER_SEEDS * number),
-            teacher=self._teaching(seed),
+            teacher=self.teaching(seed),
             objective=objective,
             example=self.example(),
             samples=len(self.splits.train),
@@ -88,14 +104,18 @@ class Experiment:
         )
         return self.recipe.scheme.build(ingredients)
 
-    def _teaching(self, seed: int) -> nn.Module | None:
+    def teaching(self, seed: int) -> nn.Module | None:
+        """Who teaches the students of a seed: the teacher, or what remembers its answers."""
+        mixed = self.recipe.augment.mix_targets
+        if self.source is not None and self.shelf is not None:
+            source, objective = self.source, Objective(self.recipe.distill, self.task.supervised)
+            live = (lambda: MixedAnswers(source())) if mixed else source
+            return self.shelf.teacher(live, seed, objective.temperatures)
         teacher = self.teacher
         if teacher is not None and self.answers is not None:
             self.answers.begin(seed)
             teacher = Remembered(teacher, self.answers)
-        if teacher is not None and self.recipe.augment.mix_targets:
-            teacher = MixedAnswers(teacher)
-        return teacher
+        return MixedAnswers(teacher) if teacher is not None and mixed else teacher
 
     def _maker(self, place: int | None) -> Callable[[], nn.Module]:
         return self.fresh if place is None else self.others[place]
@@ -118,8 +138,14 @@ class Experiment:
         return self.task.plain_batch(*rows)
 
     def training(self, seed: int) -> tuple[Loader, Prepare]:
-        """The training batches of a seed and how to prepare them; equal for both arms."""
+        """The training batches of a seed and how to prepare them; equal for both arms.
+
+        Where the teacher's answers are cached, views come again after as many epochs as are stored.
+        """
         task = self.task.seeded(seed, len(self.splits.train))
+        partners, prepare = task.partners, task.training_batch
+        if self.shelf is not None:
+            partners, prepare = _repeated(task, self.shelf.views)
         loader = Loader(
             self.splits.train,
             batch_size=self.recipe.train.batch_size,
@@ -129,9 +155,9 @@ class Experiment:
             workers=self.recipe.data.workers,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            partners=task.partners,
+            partners=partners,
         )
-        return loader, task.training_batch
+        return loader, prepare
 
     def evaluation(self, part: SampleSet) -> Loader:
         """Every sample of ``part`` exactly once over all ranks, in order."""
@@ -148,5 +174,19 @@ class Experiment:
 
     def inputs(self) -> dict[str, OneInput]:
         """One input of each network, or its shape, to measure them with."""
-        roles = ("student",) if self.teacher is None else ("teacher", "student")
+        roles = ("teacher", "student") if self.taught else ("student",)
         return {role: self.task.one_input(role, self.splits.train) for role in roles}
+
+
+def _repeated(task: Task, views: int) -> tuple[Callable[[Tensor, int], Tensor] | None, Prepare]:
+    """Partners and batches of a task that come again after so many epochs."""
+    partners = task.partners
+
+    def repeated(index: Tensor, epoch: int) -> Tensor:
+        assert partners is not None, "only a task that mixes is asked"
+        return partners(index, epoch % views)
+
+    def prepare(samples: Any, target: Any, index: Tensor, epoch: int) -> Batch:
+        return task.training_batch(samples, target, index, epoch % views)
+
+    return None if partners is None else repeated, prepare

@@ -14,7 +14,7 @@ from typing import Any
 
 from potstill.errors import UserError
 
-__all__ = ["read_json", "sha256", "write_atomic", "write_bytes", "write_json", "write_text"]
+__all__ = ["read_json", "sha256", "write_atomic", "write_bytes", "write_json", "write_once", "write_text"]
 
 CHUNK = 1 << 20
 
@@ -85,6 +85,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content``, whole or not at all."""
     with write_atomic(path) as aside:
         aside.write_bytes(content)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """Write ``content`` unless the file is there; of several processes at once, one does.
+
+    Returns:
+        Whether it was written here.
+
+    Raises:
+        UserError: If the disk is full or the place cannot be written.
+    """
+    first = path.with_name(f".{path.stem}.{os.getpid()}.first{path.suffix}")
+    write_bytes(first, content)
+    try:
+        os.link(first, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(str(path), _reason(error)) from error
+    finally:
+        first.unlink()
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

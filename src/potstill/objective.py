@@ -113,6 +113,12 @@ class Objective:
         """A term's weight at full strength."""
         return self.settled.get(name, self.terms[name].weight)
 
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """At which the terms look at outputs, 1 where a loss has none."""
+        on_logits = [term for term in self.terms.values() if term.signal == "logits"]
+        return tuple(sorted({float(term.options.get("temperature", 1.0)) for term in on_logits}))
+
     # --- layers -------------------------------------------------------------------------------------
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from potstill import distributed, measure
 from potstill.cells import Finished
@@ -114,6 +115,8 @@ def conclude(
 
 def predict_teacher(experiment: Experiment) -> Answers | None:
     """The teacher's answers to the test part, ``(N, ...)``, where there is one."""
+    if experiment.known is not None:
+        return experiment.known.test
     if experiment.teacher is None:
         return None
     part = experiment.evaluation(experiment.splits.test)
@@ -123,13 +126,17 @@ def predict_teacher(experiment: Experiment) -> Answers | None:
 
 def measure_models(experiment: Experiment) -> Mapping[str, measure.Measured]:
     """Size and latency of teacher and student, and of a control that is built otherwise."""
-    networks = {} if experiment.teacher is None else {"teacher": experiment.teacher}
+    networks: dict[str, nn.Module] = {}
+    known = {} if experiment.known is None else {"teacher": experiment.known.measured}
+    if not known and experiment.teacher is not None:
+        networks["teacher"] = experiment.teacher
     networks["student"] = experiment.blank("student").to(experiment.device)
     if isinstance(experiment.recipe.scheme, DeepSupervisionConfig):
         networks["control"] = experiment.blank("control").to(experiment.device)
     inputs = experiment.inputs()
     inputs["control"] = inputs["student"]
-    return measure.measure(networks, {name: inputs[name] for name in networks}, batches=LATENCY_BATCHES)
+    found = measure.measure(networks, {name: inputs[name] for name in networks}, batches=LATENCY_BATCHES)
+    return {**known, **found}
 
 
 def _arms(experiment: Experiment, cells: Sequence[Finished]) -> dict[Arm, ArmOutcome]:

@@ -10,6 +10,7 @@ from potstill import distributed, measure
 from potstill.data.dataset import Rows
 from potstill.early_exits import prospect
 from potstill.experiment import ARMS, Arm, Experiment
+from potstill.filling import describe_cache
 from potstill.schemes.settings import AnyScheme
 from potstill.train.course import Course, total_steps
 
@@ -21,7 +22,9 @@ TIMED_STEPS = 3
 def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     """Lines of text: models, layer plan, splits, steps, and a measured estimate of the time."""
     recipe, splits = experiment.recipe, experiment.splits
-    if experiment.teacher is not None and recipe.teacher is not None:
+    if recipe.teacher is not None and experiment.known is not None:
+        yield f"teacher: {recipe.teacher.model}, its cache is full: it is not loaded"
+    elif recipe.teacher is not None and experiment.teacher is not None:
         yield f"teacher: {_model_line(experiment, 'teacher', recipe.teacher.model, experiment.teacher)}"
     student = experiment.student(recipe.seed)
     yield f"student: {_model_line(experiment, 'student', recipe.student.model, student)}"
@@ -36,6 +39,7 @@ def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     yield f"scheme: {recipe.scheme.kind}; stages in lengths of the training: {stages}"
     yield "matched:"
     yield from (f"  {line}" for line in scheme.objective.describe())
+    yield from describe_cache(experiment)
     yield from prospect(experiment)
     loader, _ = experiment.training(recipe.seed)
     steps = {"student": Course(loader, recipe.train, scheme.stages).total}

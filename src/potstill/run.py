@@ -18,11 +18,12 @@ from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
 from potstill.files import read_json, write_json
+from potstill.filling import conclude_cache, fill_cache
 from potstill.folder import RunFolder
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
-from potstill.outcome import Shared, conclude
+from potstill.outcome import Shared, conclude, measure_models, predict_teacher
 from potstill.plan import describe_plan
 from potstill.quality import SHARES, shown
 from potstill.story import tell
@@ -95,6 +96,7 @@ def run(
     resume: bool = False,
     control: bool = True,
     dry: bool = False,
+    only: str | None = None,
     echo: Echo = print,
 ) -> Result:
     """Run a recipe; the command ``potstill run`` is this function.
@@ -107,16 +109,21 @@ def run(
         resume: Go on with the run in ``out``; an empty folder starts anew, a finished run is returned.
         control: Also train the same student without distillation; without it there is no verdict.
         dry: Load and show everything, train nothing, write only ``views.png``, where there is augmentation.
+        only: ``cache`` asks the teacher for all that its cache lacks, and does nothing else.
         echo: Where lines of text go; only the main rank speaks.
 
     Raises:
         UserError: For anything wrong with the recipe, the data, the models or the folder.
     """
+    if only not in (None, "cache"):
+        raise UserError("--only", f"expected cache, got {only!r}")
     distributed.start()
     say: Echo = echo if distributed.is_main() else _silent
     loaded = load(recipe, overrides)
+    if only == "cache" and (loaded.teacher is None or loaded.teacher.cache is None):
+        raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
-    if resume and folder.finished and folder.report.is_file():
+    if only is None and resume and folder.finished and folder.report.is_file():
         folder.check_same(loaded)
         say(f"{folder.path} is finished already")
         return finished(folder)
@@ -126,6 +133,9 @@ def run(
             say(line)
         if folder.unclaimed and write_views(experiment, folder.views):
             say(f"views: {folder.views}")
+        return Result(folder.path, {})
+    if only == "cache":
+        _only_cache(experiment, say)
         return Result(folder.path, {})
     return execute(experiment, folder, resume=resume, control=control, echo=say)
 
@@ -146,6 +156,8 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     ahead = list(prospect(experiment))
     folder.claim(recipe, facts, resume=resume)
     write_views(experiment, folder.views)
+    if experiment.shelf is not None:
+        experiment.shelf.say = echo
     for note in (*experiment.notes, *ahead):
         echo(f"note: {note}")
     if reached is not None:
@@ -153,12 +165,31 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         echo(f"teacher: {value} on {len(validation)} validation samples; {experiment.precision.reason}")
     else:
         echo(f"scheme: {recipe.scheme.kind}, without a teacher; {experiment.precision.reason}")
+    if experiment.shelf is not None and experiment.shelf.config.fill == "before":
+        fill_cache(experiment, echo)
     cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
-    report_cells(experiment, cells, folder, facts, teacher_validation=reached, echo=echo)
+    shared = Shared(predict_teacher(experiment), measure_models(experiment))
+    conclude_cache(experiment, reached, shared.teacher, shared.measured, echo)
+    report_cells(experiment, cells, folder, facts, teacher_validation=reached, echo=echo, shared=shared)
     return finished(folder, experiment.blank("student"))
+
+
+def _only_cache(experiment: Experiment, say: Echo) -> None:
+    """Fill the cache of every seed and finish it.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    assert experiment.shelf is not None, "there is a cache to fill"
+    experiment.shelf.say = say
+    reached = teacher_metric(experiment)
+    if not fill_cache(experiment, say):
+        raise UserError("teacher.cache", f"{experiment.shelf.root} could not be filled")
+    shared = Shared(predict_teacher(experiment), measure_models(experiment))
+    conclude_cache(experiment, reached, shared.teacher, shared.measured, say)
 
 
 def teacher_metric(experiment: Experiment) -> float | None:
@@ -167,6 +198,8 @@ def teacher_metric(experiment: Experiment) -> float | None:
     Raises:
         UserError: If it is none worth listening to.
     """
+    if experiment.known is not None:
+        return experiment.known.metric
     if experiment.teacher is None:
         return None
     validation = experiment.splits.validation

@@ -164,12 +164,15 @@ class Loader:
         self.check_unchanged(number)
         order = self.order(number)
         shares = [self._share(order, batch) for batch in range(start_batch, self.batches_per_epoch)]
-        shares = [share for share in shares if share]
+        yield from self.batches([share for share in shares if share], number)
+
+    def batches(self, shares: Sequence[list[int]], epoch: int) -> Iterator[Rows]:
+        """The samples at each of ``shares``, as :meth:`epoch` yields them."""
         if self.dataset.in_memory or self.workers == 0:
-            yield from (self.read(share, number) for share in shares)
+            yield from (self.read(share, epoch) for share in shares)
         else:
-            wanted = (self._with_partners(share, number) for share in shares)
-            for share, (samples, targets, index) in zip(shares, self._decoded(wanted, number), strict=True):
+            wanted = (self._with_partners(share, epoch) for share in shares)
+            for share, (samples, targets, index) in zip(shares, self._decoded(wanted, epoch), strict=True):
                 yield samples, targets, index[: len(share)]
 
     def check_unchanged(self, epoch: int) -> None:

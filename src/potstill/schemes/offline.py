@@ -110,10 +110,10 @@ class Offline(nn.Module):
             )
         taught = None if teacher is None else cast(Teacher, as_teacher(teacher))
         made = nn.ModuleDict()
-        if taught is not None and example is not None:
+        if taught is not None and example is not None and self.objective.needs_layers:
             inputs = example.input("student"), example.input("teacher")
             made = self.objective.build(student, taught.network, *inputs, samples)
-            taught = taught.tapping(self.objective.teacher_paths) if self.objective.plan else taught
+            taught = taught.tapping(self.objective.teacher_paths)
         plan = self.objective.plan
         sources = {pair.key: pair.student for pair in plan if pair.key in made}
         matchers = nn.ModuleDict({pair.matcher: made[pair.matcher] for pair in plan if pair.matcher})

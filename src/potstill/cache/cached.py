@@ -1,0 +1,143 @@
+"""A teacher that answers from the cache; what is not there it asks the live one, once, and keeps.
+
+What it answers is always what is stored, also when it was just computed: a training that is resumed, or
+repeated with a full cache, sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from potstill.batch import Batch, Signals
+from potstill.cache.layout import OUTPUT
+from potstill.cache.vault import Vault
+from potstill.errors import UserError
+from potstill.taps import INPUT
+from potstill.teachers import Teacher, as_teacher
+
+__all__ = ["Cached"]
+
+
+class Cached(nn.Module):
+    """A teacher behind a cache.
+
+    Args:
+        live: Gives the live network; called when it is first needed, and never where all is stored.
+        vault_for: Gives the cache for the layers that are tapped.
+        paths: Layers to tap.
+
+    Attributes:
+        asked: Samples that the live teacher was asked for.
+
+    Raises:
+        UserError: If ``:input`` is tapped: a stored answer has no gradient by the input.
+    """
+
+    def __init__(
+        self,
+        live: Callable[[], nn.Module],
+        vault_for: Callable[[tuple[str, ...]], Vault],
+        paths: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if INPUT in paths:
+            raise UserError(
+                "teacher.cache",
+                "a term needs the teacher's gradient by its input, which only the live teacher has; leave "
+                "the cache or the term out",
+            )
+        self.paths = tuple(paths)
+        self.asked = 0
+        self._live, self._vault_for = live, vault_for
+        self._vault: Vault | None = None
+        self._taught: list[Teacher] = []  # a list hides it: it is no part of the module
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The live network; asking for it loads it."""
+        return cast(Teacher, as_teacher(self._live())).network
+
+    @property
+    def vault(self) -> Vault:
+        """Where the answers are."""
+        if self._vault is None:
+            self._vault = self._vault_for(self.paths)
+        return self._vault
+
+    def tapping(self, paths: Sequence[str]) -> Cached:
+        """The same teacher with ``paths`` tapped."""
+        return Cached(self._live, self._vault_for, paths)
+
+    def train(self, mode: bool = True) -> Cached:
+        """Stay in eval mode whatever ``mode`` says."""
+        super().train(False)
+        return self
+
+    def forward(self, batch: Batch, given: Any = None) -> Signals:
+        """Answer to a batch, without a gradient.
+
+        Args:
+            batch: Its view and index say what is looked up.
+            given: Must be ``None``: what is given beside the batch is not stored.
+
+        Raises:
+            UserError: If the live teacher's answer cannot be stored.
+        """
+        assert given is None, "a stored answer depends on the batch alone"
+        index = batch.index.cpu().numpy()
+        records, there = self.vault.read(batch.view, index)
+        if not there.all():
+            if not self.vault.writing and self.vault.layout is None:
+                return self.ask(batch)
+            rows = np.flatnonzero(~there)
+            # A batch that is mostly missing is computed whole: rounding may depend on what stands beside. So
+            # is one whose answers are mixed, as partners stand behind its own samples.
+            whole = 2 * len(rows) > len(index) or batch.mixture is not None
+            asked = np.arange(len(index)) if whole else rows
+            answer = self.ask(_some(batch, asked))
+            kept = torch.from_numpy(np.searchsorted(asked, rows)).to(batch.index.device)
+            tensors = {OUTPUT: answer.output, **answer.taps}
+            made = self.vault.keep(
+                batch.view, index[rows], {path: tensor[kept] for path, tensor in tensors.items()}
+            )
+            records = made if len(rows) == len(index) else _put(records, rows, made)
+        layout = self.vault.layout
+        assert layout is not None, "what was read or kept has a layout"
+        tensors = layout.decode(records.to(batch.index.device, non_blocking=True))
+        return Signals(tensors[OUTPUT], {path: tensors[path] for path in self.paths})
+
+    def ask(self, batch: Batch) -> Signals:
+        """The live teacher's answer, as it is."""
+        if not self._taught:
+            teacher = cast(Teacher, as_teacher(self._live()))
+            self._taught.append(teacher.tapping(self.paths) if self.paths else teacher)
+        self.asked += len(batch)
+        with torch.no_grad():
+            return self._taught[0](batch)
+
+
+def _some(batch: Batch, rows: np.ndarray[Any, Any]) -> Batch:
+    """The samples at ``rows`` of a batch."""
+    if len(rows) == len(batch):
+        return batch
+    chosen = torch.from_numpy(rows).to(batch.index.device)
+    return dataclasses.replace(
+        batch,
+        inputs={role: tensor[chosen] for role, tensor in batch.inputs.items()},
+        target=None if batch.target is None else batch.target[chosen],
+        where=None if batch.where is None else batch.where[chosen],
+        index=batch.index[chosen],
+    )
+
+
+def _put(records: torch.Tensor, rows: np.ndarray[Any, Any], made: torch.Tensor) -> torch.Tensor:
+    records = records.clone()
+    records[torch.from_numpy(rows)] = made
+    return records

@@ -1,0 +1,295 @@
+"""A folder of a teacher's answers: a header that says of whom and how, the records, a manifest at the end.
+
+header.json     whose answers, the code of each tensor, how close it comes on the first batch
+view000-....bin records, see :mod:`potstill.cache.store`
+manifest.json   written last: all is there; what a run asks of the teacher besides
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from potstill.cache.codes import Float, code_from
+from potstill.cache.fidelity import Fidelity, candidates, choose
+from potstill.cache.layout import OUTPUT, Field, Layout
+from potstill.cache.settings import CacheConfig
+from potstill.cache.store import Store
+from potstill.errors import UserError
+from potstill.files import read_json, write_json, write_once
+
+__all__ = ["FORMAT", "Identity", "Vault"]
+
+FORMAT = "1"
+"""Of headers, records and codes, and of the views that are stored."""
+USUAL_TEMPERATURES = (1.0, 4.0)
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose answers to what: of two caches that differ in any of it, neither serves for the other.
+
+    Attributes:
+        facts: Plain words by what they are about.
+    """
+
+    facts: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits."""
+        return hashlib.sha256(json.dumps(dict(self.facts), sort_keys=True).encode()).hexdigest()[:16]
+
+    def refuse_other(self, there: Identity, where: str) -> None:
+        """Refuse a cache of another identity.
+
+        Raises:
+            UserError: With both fingerprints and the first difference.
+        """
+        for name in {**there.facts, **self.facts}:
+            old, new = there.facts.get(name, "nothing"), self.facts.get(name, "nothing")
+            if old != new:
+                raise UserError(
+                    "teacher.cache.path",
+                    f"{where} was made for another {name}: {old} there, {new} here (fingerprints "
+                    f"{there.digest} and {self.digest}); name another path, or remove it",
+                )
+
+
+class Vault:
+    """The cache of one seed and one set of layers.
+
+    Args:
+        folder: Where it is, or is made once there is something to keep.
+        identity: Whose answers it may hold.
+        config: What is stored, and how close it must come.
+        samples: Number of training samples.
+        temperatures: Those of the losses, at which the bound holds; 1 where there is none.
+        say: Told what a user should know.
+
+    Attributes:
+        asked_for: The temperatures as they were given.
+        layout: What a record holds; ``None`` until the first answers decided it.
+        writing: Whether what is missing may be written.
+        fidelity: How close what was written here came.
+
+    Raises:
+        UserError: If the folder holds another cache, or a damaged header.
+    """
+
+    layout: Layout | None
+    store: Store
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        config: CacheConfig,
+        *,
+        samples: int,
+        temperatures: Sequence[float] = (),
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.identity, self.config, self.samples = folder, identity, config, samples
+        self.asked_for = tuple(temperatures)
+        self.temperatures = self.asked_for or (1.0,)
+        self.say = say
+        self.writing = True
+        self.layout = None
+        self.header: dict[str, Any] = {}
+        self.fidelity = Fidelity([*USUAL_TEMPERATURES, *self.temperatures])
+        self._broken = False
+        self._damaged = 0
+        if self._header_path.exists():
+            self._open()
+
+    @property
+    def _header_path(self) -> Path:
+        return self.folder / "header.json"
+
+    @property
+    def manifest_path(self) -> Path:
+        """Written last."""
+        return self.folder / "manifest.json"
+
+    # What is there ---------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Take the header as it is there, if it is for this teacher, and check how close it comes."""
+        header = _checked(self._header_path)
+        self.identity.refuse_other(Identity(header["identity"]), str(self.folder))
+        self.header = header
+        self._take(Layout.from_plain(header["fields"]))
+        for temperature in self.temperatures:
+            kl = header["fidelity"]["kl"].get(f"{temperature:g}", 0.0)
+            if kl > self.config.fidelity and not code_from(header["fields"][0]["code"]) == Float(32):
+                raise UserError(
+                    "teacher.cache.fidelity",
+                    f"{self.folder} is within {kl:.1e} at temperature {temperature:g}, and the recipe asks "
+                    f"for {self.config.fidelity:.1e}; name another path, or remove it",
+                )
+
+    def _take(self, layout: Layout) -> None:
+        self.layout = layout
+        key = self.identity.digest + json.dumps(layout.plain())
+        self.store = Store(self.folder, samples=self.samples, size=layout.size, key=key)
+
+    def read(self, view: int, index: Index) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Records ``(N, size)`` and whether each is there, ``(N,)``."""
+        if self.layout is None:
+            return torch.zeros(len(index), 0, dtype=torch.uint8), np.zeros(len(index), np.bool_)
+        records, there = self.store.read(view % self.config.views, index)
+        if self.store.damaged > self._damaged:
+            self.say(
+                f"cache: {self.store.damaged - self._damaged} damaged records of view "
+                f"{view % self.config.views} in {self.folder} are made again"
+            )
+            self._damaged = self.store.damaged
+        return torch.from_numpy(records), there
+
+    def missing(self, view: int) -> Index:
+        """Samples that lack a whole record of ``view``."""
+        return np.arange(self.samples) if self.layout is None else self.store.missing(view)
+
+    # What is made ----------------------------------------------------------------------------------
+
+    def keep(self, view: int, index: Index, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Write answers, where that is possible, and give their records ``(N, size)``.
+
+        Args:
+            view: Number of the view.
+            index: Samples ``(N,)``.
+            tensors: Tensors ``(N, ...)`` by path, the output under the empty one.
+
+        Raises:
+            UserError: If they are not finite, or of another shape than before.
+        """
+        layout = self.layout or self._make(tensors)
+        records = layout.encode(tensors)
+        live = tensors[OUTPUT].detach().cpu().float()
+        if not self.fidelity.enough:
+            self.fidelity.add(live, layout.decode(records)[OUTPUT].float())
+        if self.writing and not self._broken:
+            try:
+                self.store.write(view % self.config.views, index, records.numpy())
+            except OSError as error:
+                self._give_up(f"{self.folder}: {error.strerror}")
+        return records
+
+    def _make(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """Choose the codes by the first answers, and write the header unless another process was first."""
+        layout = self.chosen(tensors)
+        first = Fidelity([*USUAL_TEMPERATURES, *self.temperatures])
+        live = tensors[OUTPUT].detach().cpu().float()
+        first.add(live, layout.decode(layout.encode(tensors))[OUTPUT].float())
+        header = {
+            "identity": dict(self.identity.facts),
+            "fields": layout.plain(),
+            "bytes": layout.size + 4,
+            "fidelity": first.figures(),
+        }
+        written = True
+        try:
+            written = not self.writing or write_once(self._header_path, _sealed(header))
+        except UserError as error:
+            self._give_up(str(error))
+        if not written:
+            self._open()
+            assert self.layout is not None, "an open cache has a layout"
+            return self.layout
+        self.header = header
+        self._take(layout)
+        return layout
+
+    def chosen(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """The fields that suit answers ``(N, ...)`` by path, the output under the empty one."""
+        live = tensors[OUTPUT].detach().cpu().float()
+        codes = candidates(live.shape[-1], self.config.top)
+        code = choose(live, codes, self.config.fidelity, self.temperatures)
+        fields = [Field(OUTPUT, tuple(live.shape[1:]), code)]
+        for path, tensor in tensors.items():
+            if path != OUTPUT:
+                fields.append(Field(path, tuple(tensor.shape[1:]), code_from(self.config.taps), tensor.dtype))
+        return Layout(fields)
+
+    def _give_up(self, reason: str) -> None:
+        """Say once that nothing more is stored."""
+        self._broken = True
+        self.say(
+            f"warning: cache: {reason}; training goes on with the live teacher, and nothing more is kept"
+        )
+
+    # The end ---------------------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> bool:
+        """Whether the disk took no more."""
+        return self._broken
+
+    def finish(self, teacher: Mapping[str, Any]) -> None:
+        """Write the manifest: every view of every sample is there.
+
+        Args:
+            teacher: What a run asks of the teacher besides its answers.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        self.store.sync()
+        first = self.header["fidelity"]
+        write_json(
+            self.manifest_path,
+            {
+                "identity": self.identity.digest,
+                "views": self.config.views,
+                "samples": self.samples,
+                "bytes": self.header["bytes"],
+                "fidelity": self.fidelity.figures() if self.fidelity.rows > first["measured"] else first,
+                "teacher": dict(teacher),
+            },
+        )
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What :meth:`finish` wrote, if it is for as many views as the recipe asks for."""
+        if self.layout is None or not self.manifest_path.is_file():
+            return None
+        found = read_json(self.manifest_path)
+        whole = found.get("identity") == self.identity.digest and found.get("samples") == self.samples
+        return found if whole and found.get("views", 0) >= self.config.views else None
+
+    def figures(self) -> dict[str, Any]:
+        """Size and fidelity as far as they are known; empty where nothing is."""
+        if self.layout is None:
+            return {}
+        known = self.manifest() or self.header
+        return {"bytes": known["bytes"], "fidelity": known["fidelity"]}
+
+
+def _sealed(header: Mapping[str, Any]) -> bytes:
+    """A header with its own hash."""
+    text = json.dumps(header, sort_keys=True)
+    check = hashlib.sha256(text.encode()).hexdigest()
+    return (json.dumps({**header, "sha256": check}, indent=2) + "\n").encode()
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """A header that is as it was written.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    header = read_json(path)
+    check = header.pop("sha256", None)
+    if check != hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest():
+        raise UserError("teacher.cache.path", f"{path} is damaged; remove its folder, or name another path")
+    return header
