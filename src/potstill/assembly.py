@@ -112,7 +112,7 @@ def of_images(
 
 
 def _cache(
-    recipe: Recipe, splits: Splits, search: Sequence[Path]
+    recipe: Recipe, splits: Splits[Any], search: Sequence[Path]
 ) -> tuple[Shelf | None, KnownTeacher | None]:
     """The cache that the recipe names, and what it says of the teacher, where it is full for every seed."""
     config = recipe.teacher

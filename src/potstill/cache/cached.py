@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from potstill.batch import Batch, Signals
+from potstill.batch import Batch, Inputs, Signals
 from potstill.cache.layout import OUTPUT
 from potstill.cache.vault import Vault
 from potstill.errors import UserError
@@ -128,9 +128,15 @@ def _some(batch: Batch, rows: np.ndarray[Any, Any]) -> Batch:
     if len(rows) == len(batch):
         return batch
     chosen = torch.from_numpy(rows).to(batch.index.device)
+
+    def of(inputs: Inputs) -> Inputs:
+        if isinstance(inputs, torch.Tensor):
+            return inputs[chosen]
+        return {name: tensor[chosen] for name, tensor in inputs.items()}
+
     return dataclasses.replace(
         batch,
-        inputs={role: tensor[chosen] for role, tensor in batch.inputs.items()},
+        inputs={role: of(inputs) for role, inputs in batch.inputs.items()},
         target=None if batch.target is None else batch.target[chosen],
         where=None if batch.where is None else batch.where[chosen],
         index=batch.index[chosen],
