@@ -25,14 +25,13 @@ FILLED_BATCH = 128
 Say = Callable[[str], None]
 
 
-def fill_cache(experiment: Experiment, say: Say) -> bool:
+def fill_cache(experiment: Experiment, say: Say) -> None:
     """Ask the teacher for all that is missing, for every seed; several processes share the work.
 
-    Returns:
-        Whether all is there; if not, the disk is full, and that was said.
+    Where the disk is full, that is said, and the rest is left missing.
     """
     assert experiment.shelf is not None, "there is a cache to fill"
-    experiment.shelf.writing = True
+    experiment.shelf.writing, experiment.shelf.say = True, say
     recipe = experiment.recipe
     for seed in [recipe.seed + number for number in range(recipe.seeds)]:
         teacher = _teacher(experiment, seed)
@@ -42,10 +41,9 @@ def fill_cache(experiment: Experiment, say: Say) -> bool:
             if len(missing):
                 say(f"cache: seed {seed}, view {view + 1} of {experiment.shelf.config.views} is filled")
             if any(distributed.gather_objects(teacher.vault.broken)):
-                return False
+                return
         if not experiment.shelf.augmented:
             break
-    return True
 
 
 def _teacher(experiment: Experiment, seed: int) -> Cached:

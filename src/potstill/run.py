@@ -135,7 +135,9 @@ def run(
             say(f"views: {folder.views}")
         return Result(folder.path, {})
     if only == "cache":
-        _only_cache(experiment, say)
+        reached = teacher_metric(experiment)
+        fill_cache(experiment, say)
+        _of_teacher(experiment, reached, say)
         return Result(folder.path, {})
     return execute(experiment, folder, resume=resume, control=control, echo=say)
 
@@ -171,25 +173,16 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
-    shared = Shared(predict_teacher(experiment), measure_models(experiment))
-    conclude_cache(experiment, reached, shared.teacher, shared.measured, echo)
+    shared = _of_teacher(experiment, reached, echo)
     report_cells(experiment, cells, folder, facts, teacher_validation=reached, echo=echo, shared=shared)
     return finished(folder, experiment.blank("student"))
 
 
-def _only_cache(experiment: Experiment, say: Echo) -> None:
-    """Fill the cache of every seed and finish it.
-
-    Raises:
-        UserError: If the disk is full.
-    """
-    assert experiment.shelf is not None, "there is a cache to fill"
-    experiment.shelf.say = say
-    reached = teacher_metric(experiment)
-    if not fill_cache(experiment, say):
-        raise UserError("teacher.cache", f"{experiment.shelf.root} could not be filled")
+def _of_teacher(experiment: Experiment, reached: float | None, echo: Echo) -> Shared:
+    """What depends on no training; a cache, where there is one, is finished with it."""
     shared = Shared(predict_teacher(experiment), measure_models(experiment))
-    conclude_cache(experiment, reached, shared.teacher, shared.measured, say)
+    conclude_cache(experiment, reached, shared.teacher, shared.measured, echo)
+    return shared
 
 
 def teacher_metric(experiment: Experiment) -> float | None:
