@@ -17,8 +17,8 @@ __all__ = ["Fused", "Plan"]
 
 LOGITS_AT_ONCE = 2**23
 TOKENS_AT_ONCE = 96
-"""A chunk has so many logits (blocks above 32 MB go back to the system when they are freed), but no fewer tokens
-than multiply well."""
+"""A chunk has so many logits (blocks above 32 MB go back to the system when freed), but no fewer tokens than
+multiply well."""
 
 
 @dataclass(frozen=True)
