@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from potstill import cells, distill
+from potstill.assembly import load_experiment
 from potstill.compare import compare_methods
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
@@ -170,6 +172,25 @@ def test_peers_learn_from_modules_in_memory(tmp_path: Path) -> None:
     assert result.student is not None
 
 
+def test_peers_may_see_views_of_their_own(tiny: Any) -> None:
+    """Pure functions of (seed, view, sample): the rest of the batch does not matter; labels are shared."""
+    path = write(tiny, "{kind: mutual, peers: 3, views: own}")
+    experiment = load_experiment(load(path, ["augment={crop: 2, flip: 0.5}"]), [tiny.root])
+    loader, prepare = experiment.training(seed=3)
+    whole, part = (prepare(*loader.read(rows, 5), 5) for rows in ([4, 9, 2, 7], [2, 4]))
+    assert list(whole.inputs) == ["student", "peer2", "peer3"]
+    views = [whole.tensor(name) for name in ("peer1", "peer2", "peer3")]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(views, 2))
+    for name in whole.inputs:
+        assert torch.equal(part.tensor(name), whole.tensor(name)[[2, 0]])
+        assert not torch.equal(prepare(*loader.read([2, 4], 6), 6).tensor(name), part.tensor(name))
+    _, alone = experiment.training(seed=3, arm="control")
+    control = alone(*loader.read([4, 9, 2, 7], 5), 5)
+    assert list(control.inputs) == ["student"]
+    assert torch.equal(control.tensor("student"), whole.tensor("peer1"))
+    assert torch.equal(control.target, whole.target)
+
+
 @pytest.mark.parametrize("scheme", ["mutual", "{kind: born_again, generations: 2}", EXITS])
 def test_a_dry_run_tells_the_stages(tiny: Any, tmp_path: Path, scheme: str) -> None:
     lines: list[str] = []
@@ -225,6 +246,7 @@ def killed(
         ("{kind: born_again, generations: 3}", "Staged", (13, 14), None),
         ("{kind: born_again, generations: 2, knowledge: weighted}", "small", (16,), None),
         ("mutual", "Staged", (7,), 0.5),
+        ("{kind: mutual, views: own}", "small", (7,), None),
         ("mean_teacher", "Staged", (7,), None),
         (EXITS, "Staged", (7,), None),
     ],
@@ -239,6 +261,7 @@ def test_a_killed_scheme_goes_on_to_the_same_weights(
     ema: float | None,
 ) -> None:
     options: dict[str, Any] = {"student": student, "epochs": 2, "ema": ema, "checkpoint_every": 5}
+    options["overrides"] = ["augment.flip=0.5"]
     go(tiny, tmp_path / "whole", scheme, **options)
     for step in steps:
         with monkeypatch.context() as patch:
@@ -326,6 +349,16 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "scheme.networks.0.model: missing",
     ),
     "a teacher for peers": ("mutual", {"teacher": TEACHER}, "teacher: has no meaning with scheme: mutual"),
+    "views that are all the same": (
+        "{kind: mutual, views: own}",
+        {},
+        "scheme.views: own has no meaning without augment",
+    ),
+    "views that mix otherwise": (
+        "{kind: mutual, views: own}",
+        {"overrides": ["augment={flip: 0.5, mixup: 0.2}"]},
+        "augment.mixup: mixes labels, which peers with scheme.views: own share",
+    ),
     "no teacher": ("offline", {}, "teacher: missing; scheme: offline needs one"),
     "other classes": (
         '{kind: mutual, networks: [{model: "nets.py:stubborn"}]}',

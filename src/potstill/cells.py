@@ -93,7 +93,7 @@ def train_cell(
     place = folder.cell(cell.name)
     if resume and (place / "trained.json").is_file():
         return _read(cell, place)
-    loader, prepare = experiment.training(cell.seed)
+    loader, prepare = experiment.training(cell.seed, cell.arm)
     validation = experiment.evaluation(experiment.splits.validation)
     if experiment.shelf is not None:
         experiment.shelf.writing = True

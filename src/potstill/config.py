@@ -23,7 +23,7 @@ from potstill.data import DataConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
-from potstill.schemes.settings import OfflineConfig, SchemeConfig
+from potstill.schemes.settings import MutualConfig, OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
 from potstill.terms import Term, TermConfig, parse_terms
 from potstill.train import TrainConfig
@@ -168,6 +168,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     if recipe.augment.mix_targets and recipe.scheme.kind != "offline":
         raise UserError("augment.mix_targets", "needs scheme: offline, in which a trained teacher answers")
     _check_cache(recipe.teacher, terms)
+    _check_own_views(recipe.scheme, recipe.augment)
     return recipe
 
 
@@ -179,6 +180,15 @@ def _check_teacher(recipe: Recipe) -> None:
         )
     if use == "refused" and recipe.teacher is not None:
         raise UserError("teacher", f"has no meaning with scheme: {kind}, which teaches itself; leave it out")
+
+
+def _check_own_views(scheme: SchemeConfig, augment: AugmentConfig) -> None:
+    if not isinstance(scheme, MutualConfig) or scheme.views == "shared":
+        return
+    if not augment.transforms():
+        raise UserError("scheme.views", "own has no meaning without augment: all views would be the same")
+    for mixing, _ in augment.mixings():
+        raise UserError(f"augment.{mixing}", "mixes labels, which peers with scheme.views: own share")
 
 
 def _check_mixing(augment: AugmentConfig, terms: Mapping[str, TermConfig]) -> None:

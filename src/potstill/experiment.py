@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from potstill.data.loader import Loader
 from potstill.measure import OneInput
 from potstill.objective import Objective
 from potstill.schemes import Offline
-from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, Ingredients
+from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, Ingredients, MutualConfig
 from potstill.tasks import Task
 from potstill.teachers import MixedAnswers
 from potstill.train.course import Prepare
@@ -137,10 +138,11 @@ class Experiment:
         rows = self.splits.train.__getitems__([0, min(1, len(self.splits.train) - 1)])
         return self.task.plain_batch(*rows)
 
-    def training(self, seed: int) -> tuple[Loader, Prepare]:
+    def training(self, seed: int, arm: Arm = "student") -> tuple[Loader, Prepare]:
         """The training batches of a seed and how to prepare them; equal for both arms.
 
-        Where the teacher's answers are cached, views come again after as many epochs as are stored.
+        Where the teacher's answers are cached, views come again after as many epochs as are stored. What
+        peers with views of their own see beside it stands in the student's batches under their names.
         """
         task = self.task.seeded(seed, len(self.splits.train))
         partners, prepare = task.partners, task.training_batch
@@ -157,7 +159,19 @@ class Experiment:
             world_size=distributed.world_size(),
             partners=partners,
         )
-        return loader, prepare
+        own = self._own_views(seed) if arm == "student" else {}
+        return loader, functools.partial(_prepared, task, own) if own else prepare
+
+    def _own_views(self, seed: int) -> dict[str, Task]:
+        """For each peer but the first, where they have views of their own, the task with another seed's."""
+        config, samples = self.recipe.scheme, len(self.splits.train)
+        if not isinstance(config, MutualConfig) or config.views == "shared":
+            return {}
+        return {
+            name: self.task.seeded(seed + OTHER_SEEDS * number, samples)
+            for number, name in enumerate(config.networks_by_name())
+            if number
+        }
 
     def evaluation(self, part: SampleSet) -> Loader:
         """Every sample of ``part`` exactly once over all ranks, in order."""
@@ -190,3 +204,14 @@ def _repeated(task: Task, views: int) -> tuple[Callable[[Tensor, int], Tensor] |
         return task.training_batch(samples, target, index, epoch % views)
 
     return None if partners is None else repeated, prepare
+
+
+def _prepared(
+    task: Task, own: Mapping[str, Task], samples: Any, target: Any, index: Tensor, view: int
+) -> Batch:
+    """A training batch, with the student's input of each of the other tasks under its name."""
+    batch = task.training_batch(samples, target, index, view)
+    views = {
+        name: each.training_batch(samples, target, index, view).input("student") for name, each in own.items()
+    }
+    return replace(batch, inputs={**batch.inputs, **views})

@@ -66,7 +66,7 @@ def _seconds_a_step(experiment: Experiment, arm: Arm, student_scheme: AnyScheme)
     """Median seconds of forward and backward of one batch of the last stage; the weights stay as they are."""
     seed = experiment.recipe.seed
     scheme = student_scheme if arm == "student" else experiment.scheme(arm, seed)
-    loader, prepare = experiment.training(seed)
+    loader, prepare = experiment.training(seed, arm)
     scheme.train()
     stage = scheme.stages[-1]
     scheme.enter(stage.name)

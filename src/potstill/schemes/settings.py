@@ -117,6 +117,8 @@ class MutualConfig:
     """How many; by default 2, or one more than ``networks``."""
     over_peers: Literal["mean", "sum"] = "mean"
     """How the lessons of several other peers are joined."""
+    views: Literal["shared", "own"] = "shared"
+    """``own``: each peer sees an augmented view of its own of the same samples."""
     networks: tuple[ModelConfig, ...] = ()
     """Other architectures, for the last peers."""
 
