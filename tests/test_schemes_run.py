@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from potstill import cells, distill
@@ -21,6 +21,8 @@ from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
 from potstill.models.exits import WithExits
 from potstill.run import load_student, run
+from potstill.schemes import Offline
+from potstill.teachers import Ensemble
 from potstill.train.observe import Many
 
 TEACHER = 'teacher: {model: "nets.py:big", weights: teacher.safetensors, mean: [0.5], std: [0.25]}\n'
@@ -316,6 +318,68 @@ def test_a_generation_whose_weights_are_gone_is_named(tiny: Any, tmp_path: Path)
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(UserError, match=r"student-0/generation1: no such file: .*generation1.safetensors"):
         go(tiny, tmp_path / "run", scheme, resume=True)
+
+
+def test_all_generations_together_teach_a_small_student(tiny: Any, tmp_path: Path) -> None:
+    go(tiny, tmp_path / "chain", CHAIN, epochs=6)
+    weights = tmp_path / "chain" / "checkpoints" / "student-0"
+    first = f'{{model: "nets.py:wide", weights: {weights / "generation1.safetensors"}}}'
+    second = f'{{model: "nets.py:small", weights: {weights / "generation2.safetensors"}}}'
+    options: dict[str, Any] = {
+        "teacher": f"teacher: {first}\nco_teachers: [{second}]\n",
+        "distill": "distill: {kl: {}, feature_mse: {weight: 1, layers: [conv]}}\n",
+    }
+    result = go(tiny, tmp_path / "run", "offline", **options)
+    experiment = load_experiment(load(tmp_path / "run" / "recipe.yaml"), [tiny.root])
+    assert isinstance(experiment.teacher, Ensemble)
+    batch, networks = experiment.example(), experiment.teacher.networks
+    mean = torch.stack([network(batch.tensor("teacher")).softmax(1) for network in networks]).mean(0)
+    torch.testing.assert_close(experiment.teacher(batch).output, mean.log())
+    torch.testing.assert_close(experiment.teacher(batch.tensor("teacher")).output, mean.log())
+    sizes = [sum(each.numel() for each in network.parameters()) for network in networks]
+    assert result.data["models"]["teacher"]["parameters"] == sum(sizes)
+    assert "small taught by wide and 1 more" in (tmp_path / "run" / "report.html").read_text()
+    scheme = experiment.scheme("student", 0)
+    assert isinstance(scheme, Offline)
+    assert scheme.teacher.network.conv.out_channels == 4  # layers are the first's
+
+
+CO_TEACHERS = {
+    "gone": (
+        '{model: "nets.py:big", weights: gone.safetensors}',
+        "co_teachers.0.weights: .*gone.safetensors",
+    ),
+    "untrained": ('{model: "nets.py:big"}', "co_teachers.0.weights: missing; a teacher with random weights"),
+    "other classes": (
+        '{model: "nets.py:stubborn", weights: stubborn.safetensors}',
+        r"co_teachers.0.model: expected logits \(2, 3\) for the data's 3 classes, got \(2, 7\)",
+    ),
+    "other images": (
+        '{model: "nets.py:big", weights: teacher.safetensors, mean: [0.1]}',
+        "co_teachers.0: must take the images that the teacher takes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CO_TEACHERS)
+def test_bad_co_teachers_are_named(tiny: Any, tmp_path: Path, name: str) -> None:
+    other, message = CO_TEACHERS[name]
+    path = write(tiny, "offline", teacher=f"{TEACHER}co_teachers: [{other}]\n")
+    if name == "other classes":
+        shapes = {"conv.weight": (2, 1, 3, 3), "conv.bias": (2,), "head.weight": (7, 72), "head.bias": (7,)}
+        state = {key: torch.zeros(shape) for key, shape in shapes.items()}
+        save_file(state, tiny.root / "stubborn.safetensors")
+    with pytest.raises(UserError, match=message):
+        run(path, data=tiny.root, out=tmp_path / "run", echo=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_co_teachers_need_a_teacher(tiny: Any, tmp_path: Path) -> None:
+    path = write(tiny, "{kind: born_again}", teacher='co_teachers: [{model: "nets.py:big"}]\n')
+    with pytest.raises(UserError, match="co_teachers: has no meaning without a teacher"):
+        run(path, data=tiny.root, out=tmp_path / "run", echo=lambda line: None)
+    with pytest.raises(UserError, match="teacher.cache: keeps what one network answers"):
+        load(write(tiny, "offline", teacher=f"{TEACHER}co_teachers: [{{model: m}}]\n"), ["teacher.cache={}"])
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -7,13 +7,13 @@ all of them; it is computed once for each seed, as long as memory lasts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Signals
 from potstill.taps import INPUT
-from potstill.teachers import Frozen
+from potstill.teachers import Teacher, as_teacher
 
 __all__ = ["Answers", "Remembered"]
 
@@ -63,7 +63,7 @@ class Remembered(nn.Module):
     """A frozen teacher that looks its answer up before it computes one.
 
     Args:
-        model: The trained network.
+        model: The trained network, or a teacher.
         answers: Where answers are kept.
         paths: Layers to tap.
 
@@ -76,7 +76,7 @@ class Remembered(nn.Module):
 
     def __init__(self, model: nn.Module, answers: Answers, paths: Sequence[str] = ()) -> None:
         super().__init__()
-        self.frozen = Frozen(model, paths)
+        self.teacher = cast(Teacher, as_teacher(model)).tapping(paths)
         self.paths = tuple(paths)
         self.computed = 0
         # A copy of the scheme looks into the same store: it is no part of the module's state.
@@ -86,13 +86,13 @@ class Remembered(nn.Module):
     @property
     def network(self) -> nn.Module:
         """The wrapped network."""
-        return self.frozen.network
+        return self.teacher.network
 
     def tapping(self, paths: Sequence[str]) -> nn.Module:
-        """The same network with ``paths`` tapped; what is differentiated by its input is not remembered."""
+        """The same teacher with ``paths`` tapped; what is differentiated by its input is not remembered."""
         if INPUT in paths:
-            return Frozen(self.network, paths)
-        return Remembered(self.network, self.__dict__["answers"], paths)
+            return cast(nn.Module, self.teacher.tapping(paths))
+        return Remembered(cast(nn.Module, self.teacher), self.__dict__["answers"], paths)
 
     def train(self, mode: bool = True) -> Remembered:
         """Stay in eval mode whatever ``mode`` says."""
@@ -106,7 +106,7 @@ class Remembered(nn.Module):
         kept = answers.of(key)
         if OUTPUT not in kept or any(path not in kept for path in self.paths):
             self.computed += 1
-            signals: Signals = self.frozen(batch, given)
+            signals: Signals = self.teacher(batch, given)
             answers.keep(key, {OUTPUT: signals.output, **signals.taps})
             return signals
         return Signals(kept[OUTPUT], {path: kept[path] for path in self.paths})

@@ -27,6 +27,7 @@ from potstill.schemes.settings import DeepSupervisionConfig, others_of
 from potstill.specs import find
 from potstill.taps import first_tensor
 from potstill.tasks import Classification, Task
+from potstill.teachers import Ensemble
 from potstill.train.course import Course
 from potstill.train.precision import choose
 
@@ -77,6 +78,7 @@ def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
         views["teacher"] = known.preprocessing
     elif teacher is not None and config is not None:
         views["teacher"] = preprocessing_of(teacher, config, channels, None, where="teacher")
+        teacher = _together(teacher, recipe.co_teachers, made, views["teacher"], channels)
     views["student"] = preprocessing_of(student, recipe.student, channels, views.get("teacher"))
     return assemble(
         recipe,
@@ -93,6 +95,27 @@ def _of_images(recipe: Recipe, search: Sequence[Path]) -> Experiment:
         shelf=shelf,
         known=known,
     )
+
+
+def _together(
+    teacher: nn.Module,
+    configs: Sequence[ModelConfig],
+    made: Callable[[ModelConfig, str], nn.Module],
+    view: Preprocessing,
+    channels: int,
+) -> nn.Module:
+    """The teacher, with the others that teach with it."""
+    others = []
+    for place, config in enumerate(configs):
+        where = f"co_teachers.{place}"
+        others.append(made(config, where))
+        wanted = preprocessing_of(others[-1], config, channels, view, where=where)
+        if wanted != view:
+            raise UserError(
+                where,
+                f"must take the images that the teacher takes ({view.describe()}), got {wanted.describe()}",
+            )
+    return Ensemble([teacher, *others]) if others else teacher
 
 
 def of_images(
@@ -132,8 +155,11 @@ def _check_weights(recipe: Recipe) -> None:
     def untrained(config: ModelConfig) -> bool:
         return config.weights is None and not config.pretrained and not config.arguments
 
-    if recipe.teacher is not None and untrained(recipe.teacher):
-        raise UserError("teacher.weights", "missing; a teacher with random weights has nothing to teach")
+    teachers = {} if recipe.teacher is None else {"teacher": recipe.teacher}
+    teachers |= {f"co_teachers.{place}": config for place, config in enumerate(recipe.co_teachers)}
+    for where, config in teachers.items():
+        if untrained(config):
+            raise UserError(f"{where}.weights", "missing; a teacher with random weights has nothing to teach")
     scheme = recipe.scheme
     if isinstance(scheme, DeepSupervisionConfig) and not scheme.train_backbone and untrained(recipe.student):
         raise UserError(
@@ -253,8 +279,9 @@ def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
     """All networks answer to the data's samples, and so that the task can learn from it."""
     batch = experiment.example()
     networks: dict[str, nn.Module] = {}
-    if experiment.known is None and experiment.teacher is not None:
-        networks["teacher"] = experiment.teacher
+    if experiment.known is None and (teacher := experiment.teacher) is not None:
+        lead, *others = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
+        networks = {"teacher": lead} | {f"co_teachers.{place}": one for place, one in enumerate(others)}
     networks["student"] = copy.deepcopy(student)
     networks |= {f"scheme.networks.{place}": make() for place, make in enumerate(experiment.others)}
     for role, model in networks.items():

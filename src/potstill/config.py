@@ -47,6 +47,8 @@ class Recipe:
     """Who teaches whom: a kind, or ``{kind, options...}``."""
     teacher: TeacherConfig | None = None
     """The trained model to imitate; schemes in which networks teach each other have none."""
+    co_teachers: tuple[ModelConfig, ...] = ()
+    """Others that teach with it: the mean of all their probabilities, its layers."""
     student: ModelConfig
     """The model to train."""
     distill: dict[str, Any] = field(default_factory=lambda: {"kl": {}})
@@ -180,6 +182,10 @@ def _check_teacher(recipe: Recipe) -> None:
         )
     if use == "refused" and recipe.teacher is not None:
         raise UserError("teacher", f"has no meaning with scheme: {kind}, which teaches itself; leave it out")
+    if recipe.co_teachers and recipe.teacher is None:
+        raise UserError("co_teachers", "has no meaning without a teacher that they teach with")
+    if recipe.co_teachers and recipe.teacher is not None and recipe.teacher.cache is not None:
+        raise UserError("teacher.cache", "keeps what one network answers; leave it out beside co_teachers")
 
 
 def _check_own_views(scheme: SchemeConfig, augment: AugmentConfig) -> None:

@@ -18,12 +18,15 @@ from potstill.models.exits import EXIT, WithExits
 from potstill.models.weights import load_weights
 from potstill.schemes.settings import BornAgainConfig, MutualConfig
 from potstill.tasks import Answers
+from potstill.verdict import compare
 
 __all__ = ["DEEPEST", "ByExit", "evaluate_networks", "exit_logits", "predict_cell", "test_logits"]
 
 ByExit = Mapping[str, Answers]
 """Answers ``(N, ...)`` by exit, in the order of depth; a network without exits has the deepest alone."""
 DEEPEST = "deepest"
+ENSEMBLE = "ensemble"
+"""What all peers or generations answer together."""
 
 
 def test_logits(cell: Finished, which: Which) -> Path:
@@ -55,7 +58,10 @@ def _predicted(experiment: Experiment, cell: Finished, which: Which) -> ByExit:
 
 
 def evaluate_networks(
-    experiment: Experiment, cells: Sequence[Finished], answers: Sequence[ByExit]
+    experiment: Experiment,
+    cells: Sequence[Finished],
+    answers: Sequence[ByExit],
+    control: Answers | None = None,
 ) -> dict[str, Any]:
     """What ``result.json`` holds of the networks beside the student.
 
@@ -63,11 +69,13 @@ def evaluate_networks(
         experiment: The loaded recipe.
         cells: The student's finished cells.
         answers: Of their selected weights on the test part.
+        control: The control's answers ``(seeds, N, ...)``, where it was trained.
 
     Returns:
         ``networks``: the metric by name, one a seed; where networks answer together, ``ensemble``: those of
-        their averaged probabilities, and ``chosen``: the name of the one that is the student. Empty where
-        the student is the only network.
+        their averaged probabilities, and ``chosen``: the name of the one that is the student.
+        ``over_control``: gain, interval and verdict of each over the control. Empty where the student is
+        the only network.
 
     Raises:
         UserError: If weights of a network are gone.
@@ -80,9 +88,20 @@ def evaluate_networks(
     row: dict[str, Any] = {
         "networks": {name: [task.value(each[name], test) for each in found] for name in found[0]}
     }
+    every = {name: [each[name] for each in found] for name in found[0]}
     if isinstance(experiment.recipe.scheme, BornAgainConfig | MutualConfig):
-        row["ensemble"] = [task.value(task.joined(list(each.values())), test) for each in found]
+        every[ENSEMBLE] = [task.joined(list(each.values())) for each in found]
+        row[ENSEMBLE] = [task.value(each, test) for each in every[ENSEMBLE]]
         row["chosen"] = [cell.chosen for cell in cells]
+    if control is not None:
+        plain = task.per_sample(control, test)
+        verdicts = {
+            name: compare(task.per_sample(np.stack(each), test), plain) for name, each in every.items()
+        }
+        row["over_control"] = {
+            name: {"gain": each.gain, "interval": list(each.interval), "verdict": each.verdict}
+            for name, each in verdicts.items()
+        }
     return row
 
 

@@ -193,7 +193,12 @@ def _result(
         "selected": experiment.recipe.train.select,
         "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in student.cells])),
-        **evaluate_networks(experiment, student.cells, student.answers),
+        **evaluate_networks(
+            experiment,
+            student.cells,
+            student.answers,
+            arms["control"].selected if "control" in arms else None,
+        ),
     }
 
 

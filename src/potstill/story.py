@@ -73,7 +73,8 @@ def tell(
 def _title(recipe: Recipe) -> str:
     student = _short(recipe.student.model)
     if recipe.scheme.kind == "offline" and recipe.teacher is not None:
-        return f"{student} taught by {_short(recipe.teacher.model)}"
+        others = f" and {len(recipe.co_teachers)} more" if recipe.co_teachers else ""
+        return f"{student} taught by {_short(recipe.teacher.model)}{others}"
     return f"{student}, {recipe.scheme.kind.replace('_', ' ')}"
 
 
@@ -101,6 +102,11 @@ def _setup(
             f"The teacher came trained and was never changed; {_reached(experiment, teacher_validation)} "
             f"the {len(splits.validation):,} validation {samples}. What it saw in its own training is not "
             "known to this report unless a note says so."
+        )
+    if recipe.co_teachers:
+        yield (
+            f"{len(recipe.co_teachers) + 1} networks teach as one, by the mean of their probabilities; what "
+            "is said of the teacher is said of all of them together."
         )
     yield from _scheme_in_words(recipe.scheme)
     given = f"{len(splits.train):,} {_kind(experiment)}"

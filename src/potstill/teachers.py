@@ -95,6 +95,8 @@ class Frozen(nn.Module):
 class Ensemble(nn.Module):
     """Several teachers that answer as one: the logarithm of the mean of their probabilities.
 
+    It is called as a teacher, with a batch, or as a network, with what all of them take.
+
     Args:
         teachers: Networks or teachers; taps come from the first.
 
@@ -122,6 +124,11 @@ class Ensemble(nn.Module):
         """The first teacher's network, whose layers can be tapped."""
         return cast(Frozen, self.teachers[0]).network
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks of all teachers."""
+        return [cast(Teacher, teacher).network for teacher in self.teachers]
+
     def tapping(self, paths: Sequence[str]) -> Ensemble:
         """The same teachers with ``paths`` of the first tapped."""
         first, *others = [cast(Frozen, teacher) for teacher in self.teachers]
@@ -136,11 +143,11 @@ class Ensemble(nn.Module):
         super().train(False)
         return self
 
-    def forward(self, batch: Batch, given: Any = None) -> Signals:
+    def forward(self, batch: Batch | Tensor, given: Any = None) -> Signals:
         """Answer to a batch.
 
         Args:
-            batch: What every teacher answers to.
+            batch: What every teacher answers to, or the one tensor that all of them take, ``(N, ...)``.
             given: Passed on to each.
 
         Returns:
@@ -149,6 +156,8 @@ class Ensemble(nn.Module):
         Raises:
             UserError: If the teachers disagree on the number of classes.
         """
+        if isinstance(batch, Tensor):
+            batch = Batch({"student": batch}, None, None, torch.arange(len(batch)))
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             batch = _by_its_input(batch) if torch.is_grad_enabled() else batch
             answers: list[Signals] = [teacher(batch, given) for teacher in self.teachers]
