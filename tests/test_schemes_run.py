@@ -146,6 +146,25 @@ def test_the_student_is_the_best_peer_with_its_architecture(tiny: Any, tmp_path:
     kept = load_file(tmp_path / "run" / "student.safetensors")
     peer = load_file(tmp_path / "run" / "checkpoints" / "student-0" / f"{best}.safetensors")
     assert all(torch.equal(kept[key], peer[key]) for key in kept)
+    over = result.data["over_control"]
+    assert list(over) == ["peer1", "peer2", "peer3", "ensemble"]
+    assert over[best] == {key: result.data[key] for key in ("gain", "interval", "verdict")}
+    control, together = result.data["models"]["control"]["accuracy"], result.data["ensemble"][0]
+    assert over["ensemble"]["gain"] == pytest.approx(together - control)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "validation accuracy of peer1, peer2, peer3, control, ensemble over the epochs" in page
+    assert "agreement of the peers over the epochs" in page
+
+
+def test_every_exit_has_a_verdict_and_none_without_a_control(tiny: Any, tmp_path: Path) -> None:
+    result = go(tiny, tmp_path / "run", EXITS, student="Staged")
+    assert list(result.data["over_control"]) == ["first", "deepest"]
+    assert result.data["over_control"]["deepest"]["gain"] == result.gain
+    assert "Points over the control" in (tmp_path / "run" / "report.html").read_text()
+    path = write(tiny, "mutual")
+    alone = run(path, data=tiny.root, out=tmp_path / "alone", control=False, echo=lambda line: None)
+    assert "over_control" not in alone.data
+    assert "Points over the control" not in (tmp_path / "alone" / "report.html").read_text()
 
 
 def test_the_first_generation_without_a_teacher_learns_as_the_control(tiny: Any, tmp_path: Path) -> None:

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
+from typing import Any
 
 from potstill.report._figures import history_band
-from potstill.report._format import percent
+from potstill.report._format import interval_points, percent, points
 from potstill.report._material import Material, section
-from potstill.report.charts import curves
+from potstill.report.charts import Band, curves
 
 __all__ = ["networks"]
 
+ENSEMBLE = "ensemble"
+
 
 def networks(material: Material) -> str:
-    """Every peer, generation or exit on the test part, their ensemble, and how far peers agree over time."""
+    """Every peer, generation or exit on the test part, their ensemble, and how peers came on together."""
     found = material.result.get("networks")
     if not isinstance(found, dict) or not found:
         return ""
-    ensemble = material.result.get("ensemble")
     chosen = material.result.get("chosen") or []
-    rows = "".join(_row(name, values, _role(name, chosen)) for name, values in found.items())
-    if ensemble:
-        rows += _row("ensemble", ensemble, "averaged probabilities of all of them")
+    over = material.result.get("over_control") or {}
+    rows = "".join(_row(name, values, _role(name, chosen), over.get(name)) for name, values in found.items())
+    if together := material.result.get(ENSEMBLE):
+        rows += _row(ENSEMBLE, together, "averaged probabilities of all of them", over.get(ENSEMBLE))
     if "control" in material.arms:
         rows += _row(
             "control", material.model("control").get("per_seed") or [], "the student's network alone"
         )
-    heads = '<th scope="col">Network</th><th scope="col" class="num">Mean</th>'
-    heads += '<th scope="col">Each seed</th><th scope="col"></th>'
+    metric = escape(material.metric).capitalize()
+    heads = f'<th scope="col">Network</th><th scope="col" class="num">{metric}</th>'
+    heads += '<th scope="col">Each seed</th>'
+    heads += f'<th scope="col">{"Points over the control, 95 % interval" if over else ""}</th>'
     table = (
-        f'<div class="scroll"><table class="plain"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll"><table class="plain"><thead><tr>{heads}<th scope="col"></th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
-    metric = escape(material.metric).capitalize()
     lead = f"{metric} on the test part of all that was trained together, in the order of training or depth."
-    return section("networks", "All networks", table + _agreement(material), lead)
+    if over:
+        lead += " Of many, the best looks better than it is: each interval is for that network alone."
+    figures = _course(material, list(found)) + _agreement(material)
+    return section(
+        "networks", "All networks", table + (figures and f'<div class="pair">{figures}</div>'), lead
+    )
 
 
-def _row(name: str, values: Sequence[float], role: str) -> str:
+def _row(name: str, values: Sequence[float], role: str, over: Mapping[str, Any] | None = None) -> str:
     mean = percent(sum(values) / len(values)) if values else ""
     seeds = ", ".join(percent(value) for value in values) if len(values) > 1 else ""
+    gain = ""
+    if over:
+        low, high = over["interval"]
+        gain = f"<b>{points(over['gain'])}</b> ({interval_points((low, high))}): {escape(over['verdict'])}"
     return (
         f'<tr><th scope="row">{escape(name)}</th><td class="num"><b>{mean}</b></td><td>{seeds}</td>'
-        f"<td>{escape(role)}</td></tr>"
+        f"<td>{gain}</td><td>{escape(role)}</td></tr>"
     )
 
 
@@ -54,11 +68,37 @@ def _role(name: str, chosen: Sequence[str]) -> str:
     return "the student" if times == len(chosen) else f"the student of {times} of {len(chosen)} seeds"
 
 
+def _course(material: Material, names: Sequence[str]) -> str:
+    """Validation of each peer, of all together, and of the control, over the epochs."""
+    bands = list(_bands(material, names))
+    if len(bands) < 2:
+        return ""
+    label = f"validation {material.metric} of {', '.join(band.label for band in bands)} over the epochs"
+    title = f"Validation {escape(material.metric)} of each, and of all together"
+    return f"<figure><h3>{title}</h3>{curves(bands, label=label, x_title='epoch', fractions=True)}</figure>"
+
+
+def _bands(material: Material, names: Sequence[str]) -> Iterator[Band]:
+    histories = material.content.histories
+    peers = [(name, history_band(histories, "student", f"{name}.{material.metric}")) for name in names]
+    shown = [(name, "other", band) for name, band in peers if band is not None]
+    if not shown:
+        return
+    shown += [
+        (name, arm, band)
+        for name, arm, band in (
+            ("control", "control", history_band(histories, "control", material.metric)),
+            (ENSEMBLE, "student", history_band(histories, "student", ENSEMBLE)),
+        )
+        if band is not None
+    ]
+    yield from (replace(band, arm=arm, label=name) for name, arm, band in shown)
+
+
 def _agreement(material: Material) -> str:
     band = history_band(material.content.histories, "student", "agreement")
     if band is None:
         return ""
     label = "agreement of the peers over the epochs"
-    chart = curves([band], label=label, x_title="epoch", fractions=True)
-    title = "How often two of them give the same answer, on validation"
-    return f'<div class="pair"><figure><h3>{title}</h3>{chart}</figure></div>'
+    chart = curves([replace(band, label="")], label=label, x_title="epoch", fractions=True)
+    return f"<figure><h3>How often two of them give the same answer, on validation</h3>{chart}</figure>"
