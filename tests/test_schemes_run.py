@@ -397,7 +397,7 @@ def test_co_teachers_need_a_teacher(tiny: Any, tmp_path: Path) -> None:
     path = write(tiny, "{kind: born_again}", teacher='co_teachers: [{model: "nets.py:big"}]\n')
     with pytest.raises(UserError, match="co_teachers: has no meaning without a teacher"):
         run(path, data=tiny.root, out=tmp_path / "run", echo=lambda line: None)
-    with pytest.raises(UserError, match="teacher.cache: keeps what one network answers"):
+    with pytest.raises(UserError, match=r"teacher.cache: keeps what one network answers"):
         load(write(tiny, "offline", teacher=f"{TEACHER}co_teachers: [{{model: m}}]\n"), ["teacher.cache={}"])
 
 

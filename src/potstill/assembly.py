@@ -155,10 +155,10 @@ def _check_weights(recipe: Recipe) -> None:
     def untrained(config: ModelConfig) -> bool:
         return config.weights is None and not config.pretrained and not config.arguments
 
-    teachers = {} if recipe.teacher is None else {"teacher": recipe.teacher}
+    teachers: dict[str, ModelConfig] = {} if recipe.teacher is None else {"teacher": recipe.teacher}
     teachers |= {f"co_teachers.{place}": config for place, config in enumerate(recipe.co_teachers)}
-    for where, config in teachers.items():
-        if untrained(config):
+    for where, teacher in teachers.items():
+        if untrained(teacher):
             raise UserError(f"{where}.weights", "missing; a teacher with random weights has nothing to teach")
     scheme = recipe.scheme
     if isinstance(scheme, DeepSupervisionConfig) and not scheme.train_backbone and untrained(recipe.student):
