@@ -319,6 +319,9 @@ def test_a_trained_backbone_stays_as_it_is(tiny: Any, tmp_path: Path) -> None:
     go(tiny, tmp_path / "run", scheme, student="Staged", overrides=[weights])
     kept = load_file(tmp_path / "run" / "student.safetensors")
     assert all(torch.equal(kept[f"tapped.model.{key}"], tensor) for key, tensor in state.items())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["models"]) == {"student"}  # trained on, a control would be another network
+    assert result["reason"] == "no control was trained: the network stays as it came, only its exits learn"
 
 
 def test_the_whole_network_of_a_student_with_exits_is_exported(tiny: Any, tmp_path: Path) -> None:

@@ -173,6 +173,12 @@ class Experiment:
             if number
         }
 
+    @property
+    def has_control(self) -> bool:
+        """Whether there is a plain training to compare with: exits alone leave the network as it came."""
+        scheme = self.recipe.scheme
+        return not isinstance(scheme, DeepSupervisionConfig) or scheme.train_backbone
+
     def evaluation(self, part: SampleSet) -> Loader:
         """Every sample of ``part`` exactly once over all ranks, in order."""
         return Loader(

@@ -189,7 +189,7 @@ def _result(
         "gain": None if verdict is None else verdict.gain,
         "interval": None if verdict is None else list(verdict.interval),
         "verdict": None if verdict is None else verdict.verdict,
-        "reason": "no control was trained (--no-control)" if verdict is None else verdict.reason,
+        "reason": _without_control(experiment) if verdict is None else verdict.reason,
         "selected": experiment.recipe.train.select,
         "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in student.cells])),
@@ -219,6 +219,13 @@ def _arm_result(outcome: ArmOutcome, teacher: Answers | None, task: Task, test: 
         "seconds": float(np.sum([cell.seconds for cell in outcome.cells])),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in outcome.cells])),
     }
+
+
+def _without_control(experiment: Experiment) -> str:
+    """Why there is no verdict."""
+    if experiment.has_control:
+        return "no control was trained (--no-control)"
+    return "no control was trained: the network stays as it came, only its exits learn"
 
 
 def _sizes(measured: measure.Measured) -> dict[str, Any]:

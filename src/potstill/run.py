@@ -129,7 +129,7 @@ def run(
         return finished(folder)
     experiment = load_experiment(loaded, search_path(data))
     if dry:
-        for line in describe_plan(experiment, control=control):
+        for line in describe_plan(experiment, control=control and experiment.has_control):
             say(line)
         if folder.unclaimed and write_views(experiment, folder.views):
             say(f"views: {folder.views}")
@@ -169,6 +169,7 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         echo(f"scheme: {recipe.scheme.kind}, without a teacher; {experiment.precision.reason}")
     if experiment.shelf is not None and experiment.shelf.config.fill == "before":
         fill_cache(experiment, echo)
+    control = control and experiment.has_control
     cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
