@@ -43,7 +43,7 @@ from potstill.run import LoadedRun, load_student
 from potstill.schemes.settings import DeepSupervisionConfig
 
 Logits = list[np.ndarray[Any, Any]]
-SMALLER = ("resnet44", "resnet32", "resnet20")
+SMALLER = ("resnet32", "resnet20")
 
 
 @dataclass(frozen=True)
