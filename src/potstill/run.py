@@ -382,6 +382,8 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
     facts = read_json(folder.environment)
     search = [*search_path(data), *(Path(path) for path in facts.get("search", []))]
     recipe = replace(recipe, train=replace(recipe.train, device="cpu"))
+    if recipe.teacher is not None:  # the network itself is wanted, whatever became of its cache
+        recipe = replace(recipe, teacher=replace(recipe.teacher, cache=None))
     experiment = load_experiment(recipe, search)
     student = experiment.blank("student")
     load_weights(student, folder.student, "student.safetensors")
