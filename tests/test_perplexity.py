@@ -76,7 +76,7 @@ def test_the_overlap_is_the_share_of_drafts_that_speculative_sampling_accepts():
 def test_means_between_edges():
     rows = means_by([1.0, 2.0, 3.0, 10.0], [0, 1, 1, 70], [0, 1, 4, 64])
     assert rows == [
-        {"from": 0, "mean": 1.0, "count": 1},
-        {"from": 1, "mean": 2.5, "count": 2},
-        {"from": 64, "mean": 10.0, "count": 1},
+        {"start": 0, "mean": 1.0, "count": 1},
+        {"start": 1, "mean": 2.5, "count": 2},
+        {"start": 64, "mean": 10.0, "count": 1},
     ]

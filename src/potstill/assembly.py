@@ -16,10 +16,11 @@ from torch import nn
 from potstill.batch import ask
 from potstill.cache import KnownTeacher, Shelf
 from potstill.caching import parts_of, shelf_of
-from potstill.config import Recipe
+from potstill.config import LanguageRecipe, Recipe
 from potstill.data import ImageSet, Splits, load_data
 from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.language import language_parts, with_teacher
 from potstill.models.load import ModelConfig, build
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.models.weights import load_weights
@@ -53,6 +54,9 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     Raises:
         UserError: Whatever is missing or does not fit, at its dotted key.
     """
+    if isinstance(recipe, LanguageRecipe):
+        parts = language_parts(recipe, search)
+        return with_teacher(assemble(recipe, **parts, search=tuple(search)))
     _check_weights(recipe)
     return _of_images(recipe, search)
 

@@ -20,15 +20,16 @@ import yaml
 from potstill.augment import AugmentConfig
 from potstill.cache import TeacherConfig
 from potstill.data import DataConfig
+from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.schemes.settings import MutualConfig, OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
 from potstill.terms import Term, TermConfig, parse_terms
-from potstill.train import TrainConfig
+from potstill.train import CorrectionConfig, TrainConfig
 
-__all__ = ["Recipe", "dump", "from_mapping", "load", "parse_yaml", "shipped_recipes"]
+__all__ = ["LanguageRecipe", "Recipe", "dump", "from_mapping", "load", "parse_yaml", "shipped_recipes"]
 
 COUNT = Range(least=1)
 
@@ -37,7 +38,7 @@ COUNT = Range(least=1)
 class Recipe:
     """Everything that decides a run; the resolved one is saved beside its results."""
 
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "language_modeling"] = "classification"
     """What is learnt."""
     data: DataConfig
     """What it is learnt from."""
@@ -62,6 +63,18 @@ class Recipe:
     """Seed of the first run; run k uses ``seed + k``."""
     notes: tuple[str, ...] = ()
     """What a reader of the report should know about the set-up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRecipe(Recipe):
+    """The same for a language model: it learns from texts, and its teacher may be corrected first."""
+
+    task: Literal["language_modeling"] = "language_modeling"
+    """What is learnt."""
+    data: TextConfig  # type: ignore[assignment]
+    """The texts."""
+    correct: CorrectionConfig | None = None
+    """A short training of the teacher on the texts, before it teaches."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,7 +174,8 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: At the dotted key that is unknown, missing, of a wrong type or out of range.
     """
-    recipe: Recipe = read_section(Recipe, raw, "")
+    kind = LanguageRecipe if raw.get("task") == "language_modeling" else Recipe
+    recipe: Recipe = read_section(kind, raw, "")
     if "distill" not in raw:
         recipe = dataclasses.replace(recipe, distill=copy.deepcopy(dict(recipe.scheme.distill)))
     _, terms = parse_terms(recipe.distill)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def token_closeness(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     }
 
 
-def means_by(values: ArrayLike, keys: ArrayLike, edges: Sequence[int]) -> list[dict[str, float]]:
+def means_by(values: ArrayLike, keys: ArrayLike, edges: Sequence[int]) -> list[dict[str, Any]]:
     """Means of values whose keys lie between neighbouring edges.
 
     Args:
@@ -146,14 +147,14 @@ def means_by(values: ArrayLike, keys: ArrayLike, edges: Sequence[int]) -> list[d
         edges: Ascending; bin ``i`` holds keys from ``edges[i]`` to below ``edges[i + 1]``.
 
     Returns:
-        A row a bin that is not empty: ``from``, ``mean``, ``count``.
+        A row a bin that is not empty: ``start``, ``mean``, ``count``.
 
     >>> means_by([1.0, 3.0, 5.0], [0, 1, 9], [0, 2, 8])
-    [{'from': 0, 'mean': 2.0, 'count': 2}, {'from': 8, 'mean': 5.0, 'count': 1}]
+    [{'start': 0, 'mean': 2.0, 'count': 2}, {'start': 8, 'mean': 5.0, 'count': 1}]
     """
     numbers, places = np.asarray(values, dtype=np.float64), np.digitize(np.asarray(keys), edges) - 1
     return [
-        {"from": edge, "mean": float(numbers[places == place].mean()), "count": int((places == place).sum())}
+        {"start": edge, "mean": float(numbers[places == place].mean()), "count": int((places == place).sum())}
         for place, edge in enumerate(edges)
         if (places == place).any()
     ]

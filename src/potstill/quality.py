@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax as _log_softmax
 
 __all__ = [
+    "GAINS",
     "SHARES",
     "Calibration",
     "accuracy",
@@ -16,15 +17,19 @@ __all__ = [
     "best_permutation_accuracy",
     "calibration",
     "class_accuracy",
+    "gain_unit",
     "kl_to_teacher",
     "log_softmax",
     "negative_log_likelihood",
     "shown",
+    "shown_gain",
     "softmax",
 ]
 
 SHARES = ("accuracy",)
-"""Metrics that are fractions, shown in percent."""
+"""Metrics that are fractions, shown in percent; their gain is in points."""
+GAINS = {"perplexity": "nats a token"}
+"""What the gain of a metric that is no fraction is measured in."""
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +78,24 @@ def shown(metric: str, value: float) -> str:
     ('50.00%', '12.35')
     """
     return f"{value:.2%}" if metric in SHARES else f"{value:.2f}"
+
+
+def shown_gain(metric: str, value: float) -> str:
+    """A difference of two arms as people read it, always signed; without its unit.
+
+    >>> shown_gain("accuracy", 0.0123), shown_gain("perplexity", 0.0123)
+    ('+1.23', '+0.0123')
+    """
+    return f"{100 * value:+.2f}" if metric in SHARES else f"{value:+.4f}"
+
+
+def gain_unit(metric: str) -> str:
+    """What a gain is measured in.
+
+    >>> gain_unit("accuracy"), gain_unit("perplexity")
+    ('points', 'nats a token')
+    """
+    return "points" if metric in SHARES else GAINS.get(metric, metric)
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:

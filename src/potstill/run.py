@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,23 @@ from potstill import distributed, environment
 from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
+from potstill.correction import correct_teacher, corrects, load_correction
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
 from potstill.files import read_json, write_json
 from potstill.filling import conclude_cache, fill_cache
 from potstill.folder import RunFolder
+from potstill.generations import written
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.outcome import Shared, conclude, measure_models, predict_teacher
 from potstill.plan import describe_plan
-from potstill.quality import SHARES, shown
+from potstill.quality import gain_unit, shown, shown_gain
 from potstill.story import tell
 from potstill.tasks import Classification, Task
-from potstill.train.observe import make_observer
+from potstill.train.observe import Observer, make_observer
 from potstill.views import write_views
 
 __all__ = [
@@ -150,7 +152,7 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
     recipe = experiment.recipe
     validation = experiment.splits.validation
-    reached = teacher_metric(experiment)
+    reached = teacher_metric(experiment) if not corrects(recipe) else None
     facts = environment.describe(
         experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
@@ -162,6 +164,11 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         experiment.shelf.say = echo
     for note in (*experiment.notes, *ahead):
         echo(f"note: {note}")
+    if corrects(recipe):
+        observer = _observer(experiment, folder, "teacher", recipe.seed, "teacher, corrected")
+        if not correct_teacher(experiment, folder, observer, resume=resume):
+            return Result(folder.path, {}, interrupted=True)
+        reached = teacher_metric(experiment)
     if reached is not None:
         value = shown(experiment.task.metric, reached)
         echo(f"teacher: {value} on {len(validation)} validation samples; {experiment.precision.reason}")
@@ -215,6 +222,9 @@ def report_cells(
     outcome = conclude(experiment, cells, folder, shared)
     exits = decide(experiment, folder, outcome.shipped)
     warnings = [*_warnings(outcome.result), *(exits.warnings if exits else ())]
+    texts = written(experiment, outcome)
+    for arm, found in texts.get("drafts", {}).items():
+        outcome.result["models"][arm]["drafts"] = asdict(found)
     if exits is not None:
         outcome.result["early_exit"] = exits.figures
         echo(exits.summary)
@@ -226,6 +236,7 @@ def report_cells(
         content = tell(experiment, outcome, facts, teacher_validation=teacher_validation, warnings=warnings)
         if exits is not None:
             content = replace(content, leavers=exits.leavers, exit_bins=exits.bins)
+        content = replace(content, generations=texts.get("generations", ()))
         content.save(folder.content)
         write_json(folder.result, outcome.result)
         render(folder.path)
@@ -245,14 +256,8 @@ def _cells(
     ]
     finished = []
     for position, cell in enumerate(plan, start=1):
-        observer = make_observer(
-            folder.metrics,
-            arm=cell.arm,
-            seed=cell.seed,
-            title=f"{cell.name} ({position}/{len(plan)})",
-            tensorboard=folder.path / "tensorboard" if recipe.train.tensorboard else None,
-            main=distributed.is_main(),
-        )
+        title = f"{cell.name} ({position}/{len(plan)})"
+        observer = _observer(experiment, folder, cell.arm, cell.seed, title)
         done = train_cell(experiment, cell, folder, observer, resume=resume)
         if done is None:
             return None
@@ -265,6 +270,17 @@ def _cells(
         )
         finished.append(done)
     return finished
+
+
+def _observer(experiment: Experiment, folder: RunFolder, arm: str, seed: int, title: str) -> Observer:
+    return make_observer(
+        folder.metrics,
+        arm=arm,
+        seed=seed,
+        title=title,
+        tensorboard=folder.path / "tensorboard" if experiment.recipe.train.tensorboard else None,
+        main=distributed.is_main(),
+    )
 
 
 def _warnings(result: dict[str, Any]) -> list[str]:
@@ -293,11 +309,9 @@ def _table(data: dict[str, Any]) -> str:
             f"{model['bytes']:>12,}{latency:>9.2f}"
         )
     if data["verdict"] is not None:
-        unit, scale, digits = (" points", 100, 2) if metric in SHARES else ("", 1, 4)
-        values = (data["gain"], *data["interval"])
-        gain, low, high = (f"{scale * value:+.{digits}f}" for value in values)
+        gain, low, high = (shown_gain(metric, value) for value in (data["gain"], *data["interval"]))
         lines.append(
-            f"gain of distillation {gain}{unit}, 95 % interval [{low}, {high}], "
+            f"gain of distillation {gain} {gain_unit(metric)}, 95 % interval [{low}, {high}], "
             f"{data['seeds']} seed(s): {data['verdict']}"
         )
     if data["reason"]:
@@ -385,6 +399,7 @@ def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
     if recipe.teacher is not None:  # the network itself is wanted, whatever became of its cache
         recipe = replace(recipe, teacher=replace(recipe.teacher, cache=None))
     experiment = load_experiment(recipe, search)
+    load_correction(experiment, folder)
     student = experiment.blank("student")
     load_weights(student, folder.student, "student.safetensors")
     teacher = experiment.teacher

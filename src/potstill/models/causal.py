@@ -17,7 +17,9 @@ from potstill.taps import first_tensor
 
 __all__ = [
     "check_same_tokens",
+    "load_causal",
     "load_gguf",
+    "load_tokenizer",
     "narrow_vocabulary",
     "need_transformers",
     "packable",
@@ -40,6 +42,45 @@ def need_transformers() -> Any:
         raise UserError("task", "transformers is not installed: pip install 'potstill[text]'") from error
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers
+
+
+def load_causal(name: str, search: Sequence[Path], where: str) -> nn.Module:
+    """A causal language model of transformers, with its ``tokenizer``.
+
+    Args:
+        name: A folder in Hugging Face layout or a GGUF file, looked up in ``search``; else a name on the hub.
+        search: Folders.
+        where: ``teacher`` or ``student``, for messages.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    transformers = need_transformers()
+    local = [folder / name for folder in search if (folder / name).exists()]
+    if local and local[0].suffix == ".gguf":
+        return load_gguf(local[0], where)
+    source = str(local[0]) if local else name
+    try:
+        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model.tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}.model", f"transformers cannot load {name!r}: {reason}") from error
+    return model
+
+
+def load_tokenizer(name: str, search: Sequence[Path]) -> Any:
+    """A tokenizer of transformers from a folder or the hub.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    local = [folder / name for folder in search if (folder / name).exists()]
+    try:
+        return need_transformers().AutoTokenizer.from_pretrained(str(local[0]) if local else name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError("data.tokenizer", f"transformers cannot load {name!r}: {reason}") from error
 
 
 def load_gguf(path: Path, where: str) -> nn.Module:
@@ -122,11 +163,9 @@ def check_same_tokens(teacher: Any, student: Any, texts: Sequence[str], where: s
 def narrow_vocabulary(model: nn.Module, size: int) -> None:
     """Let a model answer with its first ``size`` logits: vocabularies are padded to various round numbers.
 
-    The weights stay as they are. A second call replaces the first.
+    The weights stay as they are.
     """
-    for handle in model.__dict__.pop("_narrowed", ()):
-        handle.remove()
-    model.__dict__["_narrowed"] = (model.register_forward_hook(functools.partial(_narrow, size)),)
+    model.register_forward_hook(functools.partial(_narrow, size))
 
 
 def _narrow(size: int, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
+from potstill.models.layer_choice import InitConfig
 from potstill.specs import attribute
 
 __all__ = ["ModelConfig", "build"]
@@ -23,7 +24,10 @@ class ModelConfig:
     """A network, its weights, and how it wants its images."""
 
     model: str
-    """``module:attribute``, ``file.py:attribute``, ``timm:name`` or ``torchvision:name``."""
+    """``module:attribute``, ``file.py:attribute``, ``timm:name``, ``torchvision:name``, or, for texts,
+    ``transformers:name`` or ``teacher``."""
+    init: InitConfig | None = None
+    """With ``model: teacher``: which of its layers the student starts from."""
     weights: str | None = None
     """A safetensors file, or a checkpoint that torch reads with ``weights_only=True``."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +47,8 @@ def build(config: ModelConfig, *, num_classes: int, search: Sequence[Path], wher
 
     Args:
         config: The recipe's ``teacher`` or ``student`` section.
-        num_classes: Passed on as ``num_classes`` where the maker takes it and ``arguments`` has none.
+        num_classes: Passed on as ``num_classes`` or ``vocab_size`` where the maker takes it and ``arguments``
+            has none; 0 where it is not known.
         search: Folders in which a ``file.py`` is looked up.
         where: ``teacher`` or ``student``, for messages.
 
@@ -76,8 +81,9 @@ def _called(maker: Any, config: ModelConfig, num_classes: int, where: str) -> nn
             f"{where}.model", f"expected a class or function, got {type(maker).__name__} {maker!r}"
         )
     arguments = dict(config.arguments)
-    if _accepts(maker, "num_classes"):
-        arguments.setdefault("num_classes", num_classes)
+    for name in ("num_classes", "vocab_size"):  # images and labelled texts; language models
+        if num_classes and _accepts(maker, name):
+            arguments.setdefault(name, num_classes)
     try:
         made = maker(**arguments)
     except TypeError as error:

@@ -27,7 +27,7 @@ def learning(material: Material) -> str:
         ]
         if not bands:
             continue
-        share = key == material.metric
+        share = key == material.metric and material.shares
         name = f"Validation {key}"
         chart = curves(
             bands,
@@ -76,15 +76,24 @@ def history_band(histories: Sequence[History], arm: str, key: str) -> Band | Non
 def trade_offs(material: Material) -> str:
     """The metric against parameters and against latency."""
     metric = escape(material.metric).capitalize()
+    write = percent if material.shares else material.written
     figures = ""
     sizes = _points(material, None)
     if sizes:
-        chart = trade_off(sizes, label=f"{metric} against parameters", x_title="parameters", unit="count")
+        chart = trade_off(
+            sizes,
+            write_metric=write,
+            label=f"{metric} against parameters",
+            x_title="parameters",
+            unit="count",
+        )
         figures += f"<figure><h3>{metric} against size</h3>{chart}</figure>"
     times = _points(material, "1")
     if times:
         title = "milliseconds for one image"
-        chart = trade_off(times, label=f"{metric} against latency", x_title=title, unit="ms")
+        chart = trade_off(
+            times, write_metric=write, label=f"{metric} against latency", x_title=title, unit="ms"
+        )
         figures += f"<figure><h3>{metric} against latency</h3>{chart}</figure>"
     lead = (
         "Up and to the left is better. Whiskers show the 95&nbsp;% interval and, for time, the 10th to the "

@@ -8,10 +8,8 @@ from html import escape
 from potstill.report._format import (
     bytes_text,
     compact,
-    interval_points,
     milliseconds,
     percent,
-    points,
     ratio,
 )
 from potstill.report._material import Material, section
@@ -39,11 +37,11 @@ def _sentence(material: Material) -> str:
     metric = escape(material.metric)
     if result.get("verdict") is None:
         return (
-            f"The student reaches {percent(material.score('student'))} {metric}; "
+            f"The student reaches {material.written(material.score('student'))} {metric}; "
             "without a control there is no verdict."
         )
     gain = float(result["gain"])
-    amount = f"<strong>{points(gain)} points</strong>"
+    amount = f"<strong>{material.gained(gain)} {material.gain_unit}</strong>"
     if result["verdict"] == "better":
         return f"Distillation made the student <em>better</em>: {amount} of {metric} over its control."
     if result["verdict"] == "worse":
@@ -76,23 +74,25 @@ def _gauge(material: Material) -> str:
     return (
         f'<figure class="gauge">{interval_track(gain, interval, span, "large")}'
         f'<span class="zero-name" style="left:{zero:.2f}%">control</span>'
-        f"<figcaption>Gain {points(gain)} points, 95&nbsp;% interval {interval_points(interval)}"
-        "</figcaption></figure>"
+        f"<figcaption>Gain {material.gained(gain)} {material.gain_unit}, 95&nbsp;% interval "
+        f"{material.gained(interval[0])} to {material.gained(interval[1])}</figcaption></figure>"
     )
 
 
 def _facts(material: Material) -> str:
-    facts = [(percent(material.score("student"), 1), f"{escape(material.metric)} of the student")]
+    facts = [(material.written(material.score("student"), 1), f"{escape(material.metric)} of the student")]
     if "teacher" not in material.arms:
         if "control" in material.arms:
-            facts.append((percent(material.score("control"), 1), f"{escape(material.metric)} of the control"))
+            score = material.written(material.score("control"), 1)
+            facts.append((score, f"{escape(material.metric)} of the control"))
         return _listed(facts)
     teacher, student = material.model("teacher"), material.model("student")
+    kept = material.score("student") / max(material.score("teacher"), 1e-9)
+    metric = escape(material.metric)
     facts.append(
-        (
-            percent(material.score("student") / max(material.score("teacher"), 1e-9), 1),
-            f"of the teacher's {escape(material.metric)} kept",
-        )
+        (percent(kept, 1), f"of the teacher's {metric} kept")
+        if material.shares
+        else (ratio(kept), f"the teacher's {metric}")
     )
     for key, less, more in (
         ("parameters", "fewer parameters", "the teacher's parameters"),
@@ -180,8 +180,8 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
                 lambda arm: _metric(material, arm),
             ),
             ("Each seed", "", lambda arm: _per_seed(material, arm)),
-            ("Last epoch", _chosen(material, "last"), value("last", percent)),
-            ("Best epoch", _chosen(material, "best"), value("best", percent)),
+            ("Last epoch", _chosen(material, "last"), value("last", material.written)),
+            ("Best epoch", _chosen(material, "best"), value("best", material.written)),
         ],
     )
     yield (
@@ -204,6 +204,7 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
         [
             ("Calibration error", "0 is best", value("ece", percent)),
             ("Same answer as teacher", "", value("agreement", percent)),
+            ("Accepted as draft", "1 less the total variation", value("acceptance", percent)),
             (
                 "Divergence from teacher",
                 "KL, in nats",
@@ -221,14 +222,16 @@ def _chosen(material: Material, which: str) -> str:
 def _metric(material: Material, arm: str) -> str:
     interval = material.model(arm).get("interval")
     small = (
-        "" if interval is None else f"<small>{percent(interval[0], 1)} to {percent(interval[1], 1)}</small>"
+        ""
+        if interval is None
+        else f"<small>{material.written(interval[0], 1)} to {material.written(interval[1], 1)}</small>"
     )
-    return f"<b>{percent(material.score(arm))}</b>{small}"
+    return f"<b>{material.written(material.score(arm))}</b>{small}"
 
 
 def _per_seed(material: Material, arm: str) -> str:
     seeds = material.model(arm).get("per_seed") or []
-    return "<br>".join(percent(value) for value in seeds) if len(seeds) > 1 else ""
+    return "<br>".join(material.written(value) for value in seeds) if len(seeds) > 1 else ""
 
 
 def _latency(material: Material, arm: str, batch: str) -> str:

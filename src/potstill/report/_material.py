@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import UserError
+from potstill.quality import SHARES, gain_unit, shown_gain
+from potstill.report._format import percent
 from potstill.report.content import ReportContent
 
 __all__ = ["ARMS", "Material", "read", "read_beside", "section"]
@@ -47,6 +49,26 @@ class Material:
     def metric(self) -> str:
         """Name of the metric, such as ``accuracy``."""
         return str(self.result["metric"])
+
+    @property
+    def shares(self) -> bool:
+        """Whether the metric is a fraction."""
+        return self.metric in SHARES
+
+    @property
+    def gain_unit(self) -> str:
+        """What the gain is measured in."""
+        return gain_unit(self.metric)
+
+    def written(self, value: float | None, digits: int = 2) -> str:
+        """A value of the metric: fractions in per cent, anything else as a number."""
+        if self.shares or value is None:
+            return percent(value, digits)
+        return f"{value:,.{digits}f}"
+
+    def gained(self, value: float) -> str:
+        """A difference of two arms, signed, without its unit."""
+        return shown_gain(self.metric, value).replace("-", "−")
 
     @property
     def num_seeds(self) -> int:

@@ -16,6 +16,8 @@ __all__ = ["Band", "Point", "curves", "reliability", "trade_off"]
 
 LABEL_GAP = 15.0
 
+WriteMetric = Callable[[float, int], str]
+
 
 @dataclass(frozen=True)
 class Band:
@@ -135,7 +137,9 @@ class Point:
     x_interval: tuple[float, float] | None = None
 
 
-def trade_off(points: Sequence[Point], *, label: str, x_title: str, unit: str) -> str:
+def trade_off(
+    points: Sequence[Point], *, label: str, x_title: str, unit: str, write_metric: WriteMetric = percent
+) -> str:
     """The metric against what it costs, on a logarithmic scale of cost.
 
     Args:
@@ -143,22 +147,23 @@ def trade_off(points: Sequence[Point], *, label: str, x_title: str, unit: str) -
         label: What a screen reader says.
         x_title: Title of the horizontal axis.
         unit: ``count`` or ``ms``: how the cost is written.
+        write_metric: Writes a value of the metric with so many digits; in per cent by default.
     """
     costs = [value for point in points for value in (point.x, *(point.x_interval or ()))]
     metrics = [value for point in points for value in (point.y, *point.y_interval)]
     frame = Frame.of(fitted(costs, log=True, room=0.25), fitted(metrics, room=0.14), log=True)
     write = milliseconds if unit == "ms" else compact
-    parts = [frame.axes(lambda value: _tick(value, unit), _writer(frame, True), x_title)]
+    parts = [frame.axes(lambda value: _tick(value, unit), _writer(frame, write_metric is percent), x_title)]
     parts.append(_gain_arrow(frame, {point.arm: point for point in points}))
     for point in points:
-        title = f"{point.arm}: {percent(point.y)}, {write(point.x)}"
+        title = f"{point.arm}: {write_metric(point.y, 2)}, {write(point.x)}"
         parts.append(f"<g><title>{escape(title)}</title>{_whiskers(frame, point)}{_mark(frame, point)}</g>")
     middle = (frame.x.start + frame.x.end) / 2
     for left in (False, True):
         side = [point for point in points if (frame.x(point.x) > middle) == left]
         heights = _apart([frame.y(point.y) for point in side], frame.y.end, frame.y.start)
         for point, height in zip(side, heights, strict=True):
-            text, x = f"{point.arm} {percent(point.y, 1)}", frame.x(point.x) + (-12 if left else 12)
+            text, x = f"{point.arm} {write_metric(point.y, 1)}", frame.x(point.x) + (-12 if left else 12)
             parts.append(_name(point.arm, text, x, height, anchor="end" if left else "start"))
     return frame.drawing(label, "".join(parts))
 

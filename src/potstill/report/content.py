@@ -193,6 +193,21 @@ class PairRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenBin:
+    """Tokens whose position or frequency is alike.
+
+    Attributes:
+        start: The lowest; the next bin's ends it.
+        mean: Mean divergence of their predictions from the teacher's, in nats.
+        count: Number of them.
+    """
+
+    start: int
+    mean: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Everything that the page tells and ``result.json`` does not hold.
 
@@ -212,6 +227,8 @@ class ReportContent:
         pairs: Which layers were matched; empty if none were.
         leavers: A few test images of each early exit; empty without exits.
         exit_bins: The reliability diagram of each early exit by name.
+        divergences: Divergence from the teacher by token, by ``position`` and ``frequency``, then by arm.
+        generations: Beginnings of texts (``prompt``) and what each arm writes after them.
     """
 
     title: str
@@ -228,6 +245,8 @@ class ReportContent:
     pairs: tuple[PairRow, ...] = ()
     leavers: tuple[Leaver, ...] = ()
     exit_bins: Mapping[str, tuple[Bin, ...]] = field(default_factory=dict)
+    divergences: Mapping[str, Mapping[str, tuple[TokenBin, ...]]] = field(default_factory=dict)
+    generations: tuple[Mapping[str, str], ...] = ()
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and then renamed."""

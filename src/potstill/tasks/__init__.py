@@ -2,5 +2,6 @@
 
 from potstill.tasks.classification import Classification
 from potstill.tasks.contract import Answers, Task
+from potstill.tasks.language import LanguageModeling
 
-__all__ = ["Answers", "Classification", "Task"]
+__all__ = ["Answers", "Classification", "LanguageModeling", "Task"]

@@ -2,6 +2,6 @@
 
 from potstill.train.contract import Trained
 from potstill.train.loop import train
-from potstill.train.settings import TrainConfig
+from potstill.train.settings import CorrectionConfig, TrainConfig
 
-__all__ = ["TrainConfig", "Trained", "train"]
+__all__ = ["CorrectionConfig", "TrainConfig", "Trained", "train"]

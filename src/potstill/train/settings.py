@@ -14,10 +14,20 @@ SHARE = Range(least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorrectionConfig:
+    """How long a teacher is trained on the data before it teaches; all else is as ``train`` says."""
+
+    steps: Annotated[int, COUNT]
+    """Optimiser steps."""
+    learning_rate: Annotated[float, Range(above=0)]
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long and how both arms are trained."""
 
-    epochs: Annotated[float, Range(above=0)] = 30
+    epochs: Annotated[float, Range(above=0)] = 30.0
     """Passes over the training data; fractions are allowed."""
     steps: Annotated[int, COUNT] | None = None
     """Optimiser steps, in place of ``epochs``."""

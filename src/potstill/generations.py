@@ -1,0 +1,147 @@
+"""What language models write: continuations side by side, and drafts that a teacher would accept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from potstill.data.tokens import TokenSet
+from potstill.experiment import Experiment
+from potstill.outcome import Outcome
+from potstill.perplexity import token_closeness
+from potstill.taps import first_tensor
+from potstill.tasks import LanguageModeling
+from potstill.verdict import mean_interval
+
+__all__ = ["Acceptance", "acceptance", "continuations", "written"]
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 6, 24, 32
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How often a teacher would accept what a student drafts, in speculative decoding.
+
+    Attributes:
+        rate: Mean over prefixes of 1 less the total variation of both next-token distributions.
+        interval: Its 95 % interval over prompts.
+        prefixes: Number of prefixes.
+    """
+
+    rate: float
+    interval: tuple[float, float]
+    prefixes: int
+
+
+def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
+    """Continuations of test documents by all networks, and the acceptance rate of control and student.
+
+    Returns:
+        ``generations`` for the report, and ``drafts``: an :class:`Acceptance` an arm; empty for other tasks.
+    """
+    task, part = experiment.task, experiment.splits.test
+    if not isinstance(task, LanguageModeling) or not isinstance(part, TokenSet):
+        return {}
+    which = experiment.recipe.train.select
+    networks: dict[str, Any] = {} if experiment.teacher is None else {"teacher": experiment.teacher}
+    for arm, found in outcome.arms.items():
+        model = found.cells[0].load(experiment.blank(arm), which)
+        networks[arm] = model.to(experiment.device)
+    if not all(hasattr(network, "generate") for network in networks.values()):
+        return {}
+    prompts = _prompts(part).to(experiment.device)
+    texts = {
+        arm: continuations(network, prompts[:SHOWN], task.tokenizer) for arm, network in networks.items()
+    }
+    shown = task.tokenizer.batch_decode(prompts[:SHOWN])
+    rows = tuple(
+        {"prompt": prompt, **{arm: some[place] for arm, some in texts.items()}}
+        for place, prompt in enumerate(shown)
+    )
+    drafts = {}
+    if experiment.teacher is not None and len(prompts) > 1:
+        torch.manual_seed(experiment.recipe.seed)
+        sampled = _continued(experiment.teacher, prompts, task.tokenizer, sample=True)
+        drafts = {
+            arm: acceptance(networks[arm], experiment.teacher, sampled, PROMPT_TOKENS)
+            for arm in ("control", "student")
+            if arm in networks
+        }
+    return {"generations": rows, "drafts": drafts}
+
+
+def _prompts(part: TokenSet) -> Tensor:
+    """The beginnings of some documents, ``(P, L)``, spread over the part."""
+    rows, places = np.nonzero(part.packed.positions == 0)
+    long = [
+        (row, place)
+        for row, place in zip(rows, places, strict=True)
+        if place + PROMPT_TOKENS <= part.length
+        and part.packed.positions[row, place + PROMPT_TOKENS - 1] == PROMPT_TOKENS - 1
+        and part.packed.documents[row, place] >= 0
+    ]
+    chosen = [long[at] for at in np.unique(np.linspace(0, len(long) - 1, PROMPTS).round().astype(int))]
+    cut = [part.packed.tokens[row, place : place + PROMPT_TOKENS] for row, place in chosen if long]
+    return torch.from_numpy(np.stack(cut).astype(np.int64)) if cut else torch.zeros(0, PROMPT_TOKENS).long()
+
+
+def continuations(network: Any, prompts: Tensor, tokenizer: Any) -> list[str]:
+    """What a network writes after each prompt, always its likeliest token.
+
+    Args:
+        network: A causal language model of transformers.
+        prompts: Token ids ``(P, L)``.
+        tokenizer: Decodes what is written.
+    """
+    if not len(prompts):
+        return []
+    made = _continued(network, prompts, tokenizer, sample=False)[:, prompts.shape[1] :]
+    texts: list[str] = tokenizer.batch_decode(made, skip_special_tokens=True)
+    return texts
+
+
+@torch.no_grad()
+def _continued(network: Any, prompts: Tensor, tokenizer: Any, *, sample: bool) -> Tensor:
+    training = network.training
+    network.eval()
+    made: Tensor = network.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=sample,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+        **({"top_k": 0} if sample else {}),
+    )
+    network.train(training)
+    return made
+
+
+@torch.no_grad()
+def acceptance(student: nn.Module, teacher: nn.Module, texts: Tensor, prompt: int) -> Acceptance:
+    """Acceptance rate of a student's drafts over prefixes of texts that the teacher sampled.
+
+    Args:
+        student: Drafts.
+        teacher: Accepts or rejects.
+        texts: ``(P, L)`` tokens that the teacher sampled after prompts.
+        prompt: Length of the prompts; prefixes end at it or later.
+
+    Reference:
+        Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding", 2023,
+        https://arxiv.org/abs/2211.17192
+    """
+    logits = []
+    for network in (student, teacher):
+        network.eval()
+        found = first_tensor(network(input_ids=texts))
+        assert found is not None, "a language model gives logits"
+        logits.append(found[:, prompt - 1 : -1].float())
+    overlap = token_closeness(*logits)["overlap"].double().cpu()
+    per_prompt = overlap.mean(dim=1).numpy()[None]
+    return Acceptance(float(overlap.mean()), mean_interval(per_prompt), overlap.numel())

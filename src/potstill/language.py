@@ -1,0 +1,149 @@
+"""A recipe for a language model, loaded: texts, one tokenizer for all, networks that share its tokens."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from potstill.config import LanguageRecipe
+from potstill.data.tokens import Texts, read_texts, token_splits
+from potstill.errors import UserError
+from potstill.experiment import Experiment
+from potstill.models.causal import (
+    check_same_tokens,
+    load_causal,
+    load_tokenizer,
+    narrow_vocabulary,
+    packable,
+)
+from potstill.models.characters import character_tokenizer
+from potstill.models.layer_choice import with_layers
+from potstill.models.load import ModelConfig, build
+from potstill.models.weights import load_weights
+from potstill.specs import find
+from potstill.tasks import LanguageModeling
+
+__all__ = ["language_parts", "with_teacher"]
+
+CHARACTERS = "characters"
+COMPARED_TEXTS = 20
+
+
+def language_parts(recipe: LanguageRecipe, search: Sequence[Path]) -> dict[str, Any]:
+    """What :func:`~potstill.assembly.assemble` needs for a language model.
+
+    Args:
+        recipe: The recipe.
+        search: Folders in which paths are looked up.
+
+    Raises:
+        UserError: Whatever is missing or does not fit, at its dotted key.
+    """
+    if recipe.teacher is not None and recipe.teacher.cache is not None:
+        raise UserError("teacher.cache", "has no meaning yet with task: language_modeling")
+    texts = read_texts(recipe.data, search, recipe.seed)
+    named = _named_tokenizer(recipe, texts, search)
+    teacher, theirs = (
+        (None, None) if recipe.teacher is None else _network(recipe.teacher, named, search, "teacher")
+    )
+    tokenizer = named or theirs
+    torch.manual_seed(recipe.seed)
+    fresh, ours = _maker(recipe, teacher, tokenizer, search)
+    tokenizer = tokenizer or ours
+    if tokenizer is None:
+        raise UserError("data.tokenizer", "missing; neither teacher nor student brings a tokenizer")
+    samples = [document.text[:1000] for document in texts.parts["train"] if document.text][:COMPARED_TEXTS]
+    for role, own in (("teacher", theirs), ("student", ours)):
+        if own is not None and own is not tokenizer:
+            check_same_tokens(tokenizer, own, samples, role)
+    student = fresh()
+    networks = [student] if teacher is None else [teacher, student]
+    shared = min(_vocabulary(network, tokenizer) for network in networks)
+    able = [packable(network, shared) for network in networks]
+    splits = token_splits(texts, tokenizer, recipe.data, together=all(able))
+    if recipe.data.packing and not all(able):
+        splits.notes.append("a network cannot have several documents in a row; each row has one")
+    task = LanguageModeling(
+        tokenizer=tokenizer,
+        vocabulary=shared,
+        frequencies=np.bincount(splits.train.targets[splits.train.packed.counted], minlength=shared),
+    )
+    return {
+        "splits": splits,
+        "teacher": None if teacher is None else _prepared(teacher, shared),
+        "student": _prepared(student, shared),
+        "fresh": lambda: _prepared(fresh(), shared),
+        "task": task,
+    }
+
+
+def _named_tokenizer(recipe: LanguageRecipe, texts: Texts, search: Sequence[Path]) -> Any:
+    if recipe.data.tokenizer is None:
+        return None
+    if recipe.data.tokenizer == CHARACTERS:
+        return character_tokenizer(texts.all_text)
+    return load_tokenizer(recipe.data.tokenizer, search)
+
+
+def _network(
+    config: ModelConfig, tokenizer: Any, search: Sequence[Path], where: str
+) -> tuple[nn.Module, Any]:
+    """A network and the tokenizer that came with it, if any."""
+    library, colon, name = config.model.partition(":")
+    if library == "transformers" and colon:
+        made = load_causal(name, search, where)
+    else:
+        size = 0 if tokenizer is None else len(tokenizer)
+        made = build(config, num_classes=size, search=search, where=where)
+    if config.weights is not None:
+        load_weights(made, find(config.weights, search, f"{where}.weights"), f"{where}.weights")
+    return made, made.__dict__.pop("tokenizer", None)
+
+
+def _maker(
+    recipe: LanguageRecipe, teacher: nn.Module | None, tokenizer: Any, search: Sequence[Path]
+) -> tuple[Callable[[], nn.Module], Any]:
+    """What makes students, and the tokenizer that came with one; trained weights are read once and copied."""
+    if recipe.student.model == "teacher":
+        if teacher is None:
+            raise UserError("student.model", "got teacher, and the recipe has none")
+        init = recipe.student.init
+        start = teacher if init is None else with_layers(teacher, init, "student.init")
+        return lambda: copy.deepcopy(start), None
+    first, own = _network(recipe.student, tokenizer, search, "student")
+    if recipe.student.model.startswith("transformers:") or recipe.student.weights is not None:
+        return lambda: copy.deepcopy(first), own
+    return lambda: _network(recipe.student, tokenizer, search, "student")[0], own
+
+
+def _vocabulary(network: nn.Module, tokenizer: Any) -> int:
+    """How many logits a network gives."""
+    config: Any = getattr(network, "config", None)
+    return int(getattr(config, "vocab_size", len(tokenizer)))
+
+
+def _prepared(network: nn.Module, shared: int) -> nn.Module:
+    config: Any = getattr(network, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    if getattr(config, "vocab_size", shared) > shared:
+        narrow_vocabulary(network, shared)
+    return network
+
+
+def with_teacher(experiment: Experiment) -> Experiment:
+    """The experiment, its task comparing with its teacher, whose weights are bf16 where that is fast."""
+    assert isinstance(experiment.task, LanguageModeling)
+    if experiment.teacher is not None and experiment.precision.name == "bf16":
+        experiment.teacher.to(torch.bfloat16)
+    task = dataclasses.replace(
+        experiment.task, teacher=experiment.teacher, precision=experiment.precision.name
+    )
+    return dataclasses.replace(experiment, task=task)

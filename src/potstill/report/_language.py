@@ -1,0 +1,84 @@
+"""The sections of a language model: where it differs from its teacher, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from potstill.report._material import Material, section
+from potstill.report.content import TokenBin
+
+__all__ = ["divergences", "generations"]
+
+TITLES = {
+    "position": ("By position in the text", "Tokens before it"),
+    "frequency": ("By how often the token was seen", "Times in the training text"),
+}
+
+
+def divergences(material: Material) -> str:
+    """Divergence from the teacher by position and by frequency, a column an arm."""
+    found = material.content.divergences
+    if not found:
+        return ""
+    figures = "".join(
+        f"<figure><h3>{title}</h3>{_table(head, found[name])}</figure>"
+        for name, (title, head) in TITLES.items()
+        if found.get(name)
+    )
+    lead = (
+        "How far the predictions on the test part are from the teacher's, in nats a token. A student that "
+        "uses its context comes closer to it along the text; rare tokens show what it has no room for."
+    )
+    return section("tokens", "Where it differs from its teacher", f'<div class="pair">{figures}</div>', lead)
+
+
+def _table(head: str, arms: Mapping[str, Sequence[TokenBin]]) -> str:
+    bins = next(iter(arms.values()))
+    highest = max((each.mean for rows in arms.values() for each in rows), default=1.0) or 1.0
+    columns = "".join(
+        f'<th scope="col"><span class="key {escape(arm)}"></span>{escape(arm.capitalize())}</th>'
+        for arm in arms
+    )
+    lines = ""
+    for place, each in enumerate(bins):
+        end = bins[place + 1].start - 1 if place + 1 < len(bins) else None
+        cells = "".join(
+            f'<td><div class="guess"><span></span><b>{rows[place].mean:.3f}</b>'
+            f'<i class="{escape(arm)}" style="width:{100 * rows[place].mean / highest:.1f}%"></i></div></td>'
+            for arm, rows in arms.items()
+        )
+        head_cell = f'<th scope="row">{_range(each.start, end)}</th>'
+        lines += f'<tr>{head_cell}{cells}<td class="num">{each.count:,}</td></tr>'
+    return (
+        f'<table class="plain"><thead><tr><th scope="col">{head}</th>{columns}'
+        f'<th scope="col" class="num">Tokens</th></tr></thead><tbody>{lines}</tbody></table>'
+    )
+
+
+def _range(start: int, end: int | None) -> str:
+    if end is None:
+        return f"{start:,} and more"
+    return f"{start:,}" if start == end else f"{start:,} to {end:,}"
+
+
+def generations(material: Material) -> str:
+    """What each arm writes after the same beginnings."""
+    rows = material.content.generations
+    if not rows:
+        return ""
+    cards = ""
+    for row in rows:
+        lines = "".join(
+            f'<tr><th scope="row"><span class="key {escape(arm)}"></span>{escape(arm.capitalize())}</th>'
+            f"<td>{escape(row[arm])}</td></tr>"
+            for arm in material.arms
+            if arm in row
+        )
+        table = f"<table><tbody>{lines}</tbody></table>"
+        cards += f'<article class="card"><p>{escape(row["prompt"])} …</p>{table}</article>'
+    lead = (
+        "Each network goes on from the same beginning of a test document, always with its likeliest token; "
+        "documents are spread evenly over the part, not picked."
+    )
+    return section("generations", "What it writes", f'<div class="cards">{cards}</div>', lead)

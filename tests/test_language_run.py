@@ -1,0 +1,182 @@
+"""A language model from recipe to report: a character-level teacher of two layers, in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.config import dump, from_mapping, load, parse_yaml
+from potstill.errors import UserError
+from potstill.models.causal import load_causal
+from potstill.run import load_student, run
+
+RECIPE = """task: language_modeling
+data: {path: book.txt, split_at: "^# ", tokenizer: characters, max_length: 32}
+teacher: {model: "potstill.models.characters:tiny_llama", arguments: {layers: 2, hidden: 32, heads: 2}}
+student: {model: teacher, init: {layers: [1]}}
+correct: {steps: 40, learning_rate: 0.02}
+distill: {labels: {weight: 0.3}, kl: {weight: 0.7, temperature: 1}}
+train: {steps: 6, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precision: float32}
+"""
+
+
+def book() -> str:
+    """Documents of a small grammar: what follows is often sure, and never learnt by heart."""
+    random = np.random.default_rng(0)
+    words = ["barley", "mash", "wort", "yeast", "still", "cask"]
+    lines = []
+    for number in range(40):
+        chosen = random.choice(words, 12)
+        lines.append(f"# {number}\n" + " ".join(f"{one} of {one}" for one in chosen) + "\n")
+    return "".join(lines)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("POTSTILL_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text(book(), encoding="utf-8")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE, encoding="utf-8")
+    return file
+
+
+def ran(recipe: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], list[str], Path]:
+    lines: list[str] = []
+    result = run(recipe, out=recipe.parent / "run", overrides=overrides, echo=lines.append, **options)
+    return result.data, lines, result.folder
+
+
+def test_a_whole_run(recipe: Path) -> None:
+    data, _, folder = ran(recipe)
+    models = data["models"]
+    assert data["metric"] == "perplexity"
+    assert data["higher_is_better"] is False
+    assert models["teacher"]["perplexity"] < 8  # of about thirty characters: the correction taught it
+    for arm in ("control", "student"):
+        found = models[arm]
+        low, high = found["interval"]
+        assert low < found["perplexity"] < high
+        assert 0 < found["acceptance"] < 1
+        assert 0 < found["agreement"] < 1
+        assert found["kl_to_teacher"] > 0
+        assert 0 < found["drafts"]["rate"] < 1
+        assert found["documents"] == 4
+    gain = np.log(models["control"]["perplexity"]) - np.log(models["student"]["perplexity"])
+    assert data["gain"] == pytest.approx(gain, rel=1e-4)
+    content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert set(content["divergences"]) == {"position", "frequency"}
+    assert [set(row) for row in content["generations"]] == [{"prompt", "teacher", "control", "student"}] * 3
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for heading in ("Where it differs from its teacher", "What it writes", "nats a token"):
+        assert heading in page
+    _check_student(folder)
+    rows = (folder / "checkpoints" / "teacher").iterdir()
+    assert [path.name for path in rows] == ["corrected.safetensors"]
+    loaded = load_student(folder, recipe.parent)
+    assert loaded.teacher is not None
+
+
+def _check_student(folder: Path) -> None:
+    """What is saved for transformers answers as what is saved for Potstill."""
+    saved = load_causal("student", [folder], "student").eval()
+    loaded = load_student(folder, folder.parent).student
+    assert len(saved.model.layers) == 1
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(saved(input_ids=ids).logits, loaded(input_ids=ids).logits)
+    assert "barley" in saved.tokenizer.decode(saved.tokenizer("barley of barley")["input_ids"])
+
+
+def test_a_run_goes_on_with_its_corrected_teacher(recipe: Path) -> None:
+    first, _, folder = ran(recipe)
+    (folder / "report.html").unlink()
+    again, _, _ = ran(recipe, resume=True)
+    for arm in ("teacher", "control", "student"):
+        assert again["models"][arm]["perplexity"] == first["models"][arm]["perplexity"]
+
+
+def test_a_teacher_that_is_worse_than_the_control_is_told_with_both_numbers(recipe: Path) -> None:
+    data, lines, _ = ran(recipe, "correct.steps=4", "train.steps=40", "train.learning_rate=0.03")
+    told = [line for line in lines if line.startswith("warning: the teacher")]
+    numbers = [f"{data['models'][arm]['perplexity']:.2f}" for arm in ("teacher", "control")]
+    assert len(told) == 1
+    assert all(number in told[0] for number in numbers)
+
+
+def test_a_dry_run_trains_nothing(recipe: Path) -> None:
+    _, lines, folder = ran(recipe, dry=True)
+    assert not folder.exists()
+    assert any("learnt tokens in rows of 32" in line for line in lines)
+
+
+def test_the_recipe_is_read_and_written(recipe: Path) -> None:
+    loaded = load(recipe)
+    assert from_mapping(parse_yaml(dump(loaded), "again")) == loaded
+    for name in ("smollm2-half", "shakespeare-characters"):
+        assert load(name).task == "language_modeling"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.split_at=^X"], "data.split_at: '\\^X' matches nowhere"),
+        (["data.path=none.txt"], "data.path: 'none.txt' not found"),
+        (["data.path=null"], "data.path: missing"),
+        (["data.split_at=null"], "data.test: missing, and the training part has 1 document"),
+        (["data.tokenizer=null"], "teacher.arguments: .*vocab_size"),
+        (["student.init.layers=[7]"], "student.init.layers: expected ascending numbers below 2"),
+        (["teacher=null", "correct=null", "distill={labels: {}}"], "teacher: missing"),
+        (["data.files={dev: a}"], "data.files.dev: expected one of train, validation, test"),
+        (["data.max_length=1"], "data.max_length: must be >= 2"),
+        (["correct.learning_rate=0"], "correct.learning_rate: must be > 0"),
+        (["correct.rate=1"], "correct.rate: unknown key"),
+    ],
+)
+def test_what_cannot_be_learnt_is_named(recipe: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ran(recipe, *overrides)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(recipe: Path) -> None:
+    from potstill.models.causal import save_huggingface
+    from potstill.models.characters import character_tokenizer, tiny_llama
+
+    tokenizer = character_tokenizer("something else")
+    save_huggingface(tiny_llama(len(tokenizer), hidden=16, heads=2), tokenizer, recipe.parent / "other")
+    with pytest.raises(UserError, match="teacher: another tokenizer than the teacher's") as found:
+        ran(recipe, "teacher={model: 'transformers:other'}", "correct=null")
+    assert "tokens differ, the first at" in str(found.value)
+
+
+def test_conversations_too_long_for_a_row_are_left_out_and_told(recipe: Path) -> None:
+    def talk(question: str) -> str:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "yes"}]
+        return json.dumps({"messages": turns})
+
+    template = (
+        "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    from potstill.models.causal import save_huggingface
+    from potstill.models.characters import character_tokenizer, tiny_llama
+
+    tokenizer = character_tokenizer("<>abcdefghijklmnopqrstuvwxyz? ")
+    tokenizer.chat_template = template
+    save_huggingface(tiny_llama(len(tokenizer), hidden=16, heads=2), tokenizer, recipe.parent / "chatty")
+    rows = [talk("is it so?"), talk("long " * 10)] * 12
+    (recipe.parent / "talks.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    overrides = [
+        "data={path: talks.jsonl, max_length: 32}",
+        "teacher={model: 'transformers:chatty'}",
+        "train.batch_size=1",
+    ]
+    _, lines, _ = ran(
+        recipe, *overrides, "student={model: teacher, init: {layers: [0]}}", "correct=null", dry=True
+    )
+    assert any("have nothing to learn within data.max_length (32 tokens" in line for line in lines)
