@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -112,13 +111,6 @@ class TokenSet(SampleSet):
             },
         )
         return TokenSet(packed, beside_teacher=self.beside_teacher)
-
-    def fingerprint(self) -> str:
-        """Hash of all tokens and of which count."""
-        digest = hashlib.sha256(self.packed.tokens.tobytes())
-        digest.update(self.packed.positions.tobytes())
-        digest.update(self.packed.counted.tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
