@@ -57,7 +57,7 @@ LAYERS: list[set[str]] = [
     {"assembly"},
     {"cells", "correction", "networks", "early_exits", "plan", "views", "filling"},
     {"outcome"},
-    {"story", "generations"},
+    {"story", "generations", "summary"},
     {"run"},
     {"compare"},
     {"api", "demo", "endings"},

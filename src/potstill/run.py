@@ -27,8 +27,9 @@ from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.outcome import Shared, conclude, measure_models, predict_teacher
 from potstill.plan import describe_plan
-from potstill.quality import gain_unit, shown, shown_gain
+from potstill.quality import shown
 from potstill.story import tell
+from potstill.summary import table_of, warnings_of
 from potstill.tasks import Classification, Task
 from potstill.train.observe import Observer, make_observer
 from potstill.views import write_views
@@ -86,7 +87,7 @@ class Result:
 
     def table(self) -> str:
         """The arms as a short table of text, with the verdict below."""
-        return _table(self.data) if self.data else ""
+        return table_of(self.data) if self.data else ""
 
 
 def run(
@@ -221,7 +222,7 @@ def report_cells(
     """Conclude finished cells and write ``result.json`` and the report into their run folder."""
     outcome = conclude(experiment, cells, folder, shared)
     exits = decide(experiment, folder, outcome.shipped)
-    warnings = [*_warnings(outcome.result), *(exits.warnings if exits else ())]
+    warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
     texts = written(experiment, outcome)
     for arm, found in texts.get("drafts", {}).items():
         outcome.result["models"][arm]["drafts"] = asdict(found)
@@ -281,42 +282,6 @@ def _observer(experiment: Experiment, folder: RunFolder, arm: str, seed: int, ti
         tensorboard=folder.path / "tensorboard" if experiment.recipe.train.tensorboard else None,
         main=distributed.is_main(),
     )
-
-
-def _warnings(result: dict[str, Any]) -> list[str]:
-    """What a reader must not miss."""
-    models, metric, sign = result["models"], result["metric"], 1 if result["higher_is_better"] else -1
-    found = []
-    if {"control", "teacher"} <= set(models):
-        teacher, control = (models[arm][metric] for arm in ("teacher", "control"))
-        if sign * teacher < sign * control:
-            found.append(
-                f"the teacher ({shown(metric, teacher)}) is worse than the control "
-                f"({shown(metric, control)}): it has little to teach this student"
-            )
-    if result["seeds"] == 1 and "control" in models:
-        found.append("one seed: the spread between runs was not measured")
-    return found
-
-
-def _table(data: dict[str, Any]) -> str:
-    metric = data["metric"]
-    lines = [f"{'':10}{metric:>10}{'parameters':>13}{'MACs':>13}{'bytes':>12}{'ms at 1':>9}"]
-    for name, model in data["models"].items():
-        latency = model["latency_ms"].get("1", {}).get("median_ms", float("nan"))
-        lines.append(
-            f"{name:10}{shown(metric, model[metric]):>10}{model['parameters']:>13,}{model['macs']:>13,}"
-            f"{model['bytes']:>12,}{latency:>9.2f}"
-        )
-    if data["verdict"] is not None:
-        gain, low, high = (shown_gain(metric, value) for value in (data["gain"], *data["interval"]))
-        lines.append(
-            f"gain of distillation {gain} {gain_unit(metric)}, 95 % interval [{low}, {high}], "
-            f"{data['seeds']} seed(s): {data['verdict']}"
-        )
-    if data["reason"]:
-        lines.append(data["reason"])
-    return "\n".join(lines)
 
 
 def finished(folder: RunFolder, student: nn.Module | None = None) -> Result:
