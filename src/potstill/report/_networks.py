@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-=======
-from collections.abc import Callable, Sequence
->>>>>>> 837b613 (Language models in a run: task, one tokenizer for all, teacher correction, students from the teacher's layers, report; saved for transformers)
 from html import escape
 from typing import Any
 
 from potstill.report._figures import history_band
-<<<<<<< HEAD
 from potstill.report._format import interval_points, percent, points
-=======
->>>>>>> 837b613 (Language models in a run: task, one tokenizer for all, teacher correction, students from the teacher's layers, report; saved for transformers)
 from potstill.report._material import Material, section
 from potstill.report.charts import Band, curves
 
@@ -30,24 +23,13 @@ def networks(material: Material) -> str:
     if not isinstance(found, dict) or not found:
         return ""
     chosen = material.result.get("chosen") or []
-<<<<<<< HEAD
     over = material.result.get("over_control") or {}
     rows = "".join(_row(name, values, _role(name, chosen), over.get(name)) for name, values in found.items())
     if together := material.result.get(ENSEMBLE):
         rows += _row(ENSEMBLE, together, "averaged probabilities of all of them", over.get(ENSEMBLE))
-=======
-    rows = "".join(
-        _row(name, values, _role(name, chosen), material.written) for name, values in found.items()
-    )
-    if ensemble:
-        rows += _row("ensemble", ensemble, "averaged probabilities of all of them", material.written)
->>>>>>> 837b613 (Language models in a run: task, one tokenizer for all, teacher correction, students from the teacher's layers, report; saved for transformers)
     if "control" in material.arms:
         rows += _row(
-            "control",
-            material.model("control").get("per_seed") or [],
-            "the student's network alone",
-            material.written,
+            "control", material.model("control").get("per_seed") or [], "the student's network alone"
         )
     metric = escape(material.metric).capitalize()
     heads = f'<th scope="col">Network</th><th scope="col" class="num">{metric}</th>'
@@ -66,7 +48,6 @@ def networks(material: Material) -> str:
     )
 
 
-<<<<<<< HEAD
 def _row(name: str, values: Sequence[float], role: str, over: Mapping[str, Any] | None = None) -> str:
     mean = percent(sum(values) / len(values)) if values else ""
     seeds = ", ".join(percent(value) for value in values) if len(values) > 1 else ""
@@ -74,11 +55,6 @@ def _row(name: str, values: Sequence[float], role: str, over: Mapping[str, Any] 
     if over:
         low, high = over["interval"]
         gain = f"<b>{points(over['gain'])}</b> ({interval_points((low, high))}): {escape(over['verdict'])}"
-=======
-def _row(name: str, values: Sequence[float], role: str, write: Callable[[float], str]) -> str:
-    mean = write(sum(values) / len(values)) if values else ""
-    seeds = ", ".join(write(value) for value in values) if len(values) > 1 else ""
->>>>>>> 837b613 (Language models in a run: task, one tokenizer for all, teacher correction, students from the teacher's layers, report; saved for transformers)
     return (
         f'<tr><th scope="row">{escape(name)}</th><td class="num"><b>{mean}</b></td><td>{seeds}</td>'
         f"<td>{gain}</td><td>{escape(role)}</td></tr>"
