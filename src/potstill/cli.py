@@ -35,6 +35,10 @@ Data = Annotated[
     ),
 ]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came up.")]
+Round = Annotated[
+    int | None,
+    typer.Option("--round", metavar="N", help="Of a pruned student, the one after round N, not the last."),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 
 
@@ -196,14 +200,14 @@ def compare(
 
 
 @app.command()
-def measure(run_folder: RunPath, data: Data = None, show: Traceback = False) -> None:
+def measure(run_folder: RunPath, data: Data = None, number: Round = None, show: Traceback = False) -> None:
     """Parameters, MACs, bytes and latency of teacher and student, timed in turns."""
     with reporting(show):
         from potstill.environment import processor
         from potstill.measure import measure as measure_models
         from potstill.run import load_student
 
-        loaded = load_student(run_folder, data)
+        loaded = load_student(run_folder, data, round_number=number)
         networks = {} if loaded.teacher is None else {"teacher": loaded.teacher}
         found = measure_models({**networks, "student": loaded.student}, loaded.inputs)
         print(f"{'':8} {'parameters':>12} {'MACs':>14} {'bytes':>12}   latency in ms, median (10 % to 90 %)")
@@ -223,6 +227,7 @@ def export(
         Path | None, typer.Option("--out", metavar="FILE", help="The ONNX file; RUN/student.onnx by default.")
     ] = None,
     data: Data = None,
+    number: Round = None,
     show: Traceback = False,
 ) -> None:
     """Write the student as ONNX, checked with onnxruntime; one with early exits also in segments."""
@@ -233,7 +238,8 @@ def export(
         from potstill.models.exits import WithExits
         from potstill.run import load_student
 
-        loaded, path = load_student(run_folder, data), out or run_folder / "student.onnx"
+        loaded = load_student(run_folder, data, round_number=number)
+        path = out or run_folder / "student.onnx"
         print(export_onnx(loaded, path).describe())
         if isinstance(loaded.student, WithExits):
             print(export_run_exits(loaded, RunFolder(run_folder).early_exit, path.with_name("early_exit")))

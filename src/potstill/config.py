@@ -24,6 +24,7 @@ from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
+from potstill.prune.settings import PruneConfig
 from potstill.schemes.settings import MutualConfig, OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
 from potstill.terms import Term, TermConfig, parse_terms
@@ -55,6 +56,8 @@ class Recipe:
     distill: dict[str, Any] = field(default_factory=lambda: {"kl": {}})
     """What is matched: ``{loss: {weight, layers, schedule, options...}}``, and ``labels``; the scheme's usual
     where absent."""
+    prune: PruneConfig | None = None
+    """How small the student gets: parts of it are removed, in rounds, until a target is met."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
     seeds: Annotated[int, COUNT] = 1
@@ -174,6 +177,8 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: At the dotted key that is unknown, missing, of a wrong type or out of range.
     """
+    if raw.get("prune") is not None and "student" not in raw and "teacher" in raw:
+        raw = {**raw, "student": copy.deepcopy(raw["teacher"])}
     kind = LanguageRecipe if raw.get("task") == "language_modeling" else Recipe
     recipe: Recipe = read_section(kind, raw, "")
     if "distill" not in raw:
@@ -185,6 +190,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
         raise UserError("augment.mix_targets", "needs scheme: offline, in which a trained teacher answers")
     _check_cache(recipe.teacher, terms)
     _check_own_views(recipe.scheme, recipe.augment)
+    _check_prune(recipe)
     return recipe
 
 
@@ -209,6 +215,17 @@ def _check_own_views(scheme: SchemeConfig, augment: AugmentConfig) -> None:
         raise UserError("scheme.views", "own has no meaning without augment: all views would be the same")
     for mixing, _ in augment.mixings():
         raise UserError(f"augment.{mixing}", "mixes labels, which peers with scheme.views: own share")
+
+
+def _check_prune(recipe: Recipe) -> None:
+    if recipe.prune is None:
+        return
+    if recipe.scheme.kind != "offline":
+        raise UserError(
+            "prune", f"has no meaning with scheme: {recipe.scheme.kind}; it needs a trained teacher"
+        )
+    if recipe.student.weights is None and not recipe.student.pretrained and not recipe.student.arguments:
+        raise UserError("student.weights", "missing; what is pruned must have learnt before")
 
 
 def _check_mixing(augment: AugmentConfig, terms: Mapping[str, TermConfig]) -> None:

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "student.safetensors"
 
     @property
+    def architecture(self) -> Path:
+        """How the student differs from the network that the recipe names, where parts were removed."""
+        return self.path / "architecture.json"
+
+    @property
     def early_exit(self) -> Path:
         """Thresholds of the student's early exits, and what is promised of them."""
         return self.path / "early_exit.json"

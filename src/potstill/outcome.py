@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from potstill import distributed, measure
@@ -128,8 +130,8 @@ def measure_models(experiment: Experiment) -> Mapping[str, measure.Measured]:
     """Size and latency of teacher and student, and of a control that is built otherwise."""
     networks: dict[str, nn.Module] = {}
     known = {} if experiment.known is None else {"teacher": experiment.known.measured}
-    if not known and experiment.teacher is not None:
-        networks["teacher"] = experiment.teacher
+    if not known and experiment.teacher is not None:  # laid out as the student is, or one would look slow
+        networks["teacher"] = copy.deepcopy(experiment.teacher).to(memory_format=torch.contiguous_format)
     networks["student"] = experiment.blank("student").to(experiment.device)
     if isinstance(experiment.recipe.scheme, DeepSupervisionConfig):
         networks["control"] = experiment.blank("control").to(experiment.device)

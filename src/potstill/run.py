@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill import distributed, environment
 from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
-from potstill.correction import correct_teacher, corrects, load_correction
+from potstill.correction import correct_teacher, corrects
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
-from potstill.files import read_json, write_json
+from potstill.files import write_json
 from potstill.filling import conclude_cache, fill_cache
 from potstill.folder import RunFolder
 from potstill.generations import written
-from potstill.measure import OneInput
-from potstill.models.preprocessing import Preprocessing
+from potstill.loaded import IN_MEMORY, LoadedRun, load_student
 from potstill.models.weights import load_weights
 from potstill.outcome import Shared, conclude, measure_models, predict_teacher
 from potstill.plan import describe_plan
 from potstill.quality import shown
+from potstill.rounds import Pruned, Rounds
 from potstill.story import tell
 from potstill.summary import table_of, warnings_of
-from potstill.tasks import Classification, Task
 from potstill.train.observe import Observer, make_observer
 from potstill.views import write_views
 
 __all__ = [
+    "IN_MEMORY",
     "LoadedRun",
     "Result",
     "execute",
@@ -134,6 +134,9 @@ def run(
     if dry:
         for line in describe_plan(experiment, control=control and experiment.has_control):
             say(line)
+        rounds = _rounds(experiment, folder, control=control, echo=say)
+        if rounds is not None:
+            say(rounds.check())
         if folder.unclaimed and write_views(experiment, folder.views):
             say(f"views: {folder.views}")
         return Result(folder.path, {})
@@ -159,6 +162,9 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     )
     facts["search"] = [str(path) for path in experiment.search]
     ahead = list(prospect(experiment))
+    rounds = _rounds(experiment, folder, control=control, echo=echo)
+    if rounds is not None:
+        ahead.append(rounds.check())
     folder.claim(recipe, facts, resume=resume)
     write_views(experiment, folder.views)
     if experiment.shelf is not None:
@@ -178,12 +184,19 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     if experiment.shelf is not None and experiment.shelf.config.fill == "before":
         fill_cache(experiment, echo)
     control = control and experiment.has_control
-    cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
+    pruned: Pruned | None = None
+    if rounds is not None:
+        pruned = rounds.run()
+        experiment = experiment if pruned is None else pruned.experiment
+        cells = None if pruned is None else pruned.cells
+    else:
+        cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
     shared = _of_teacher(experiment, reached, echo)
-    report_cells(experiment, cells, folder, facts, teacher_validation=reached, echo=echo, shared=shared)
+    told: dict[str, Any] = {"teacher_validation": reached, "shared": shared, "pruned": pruned}
+    report_cells(experiment, cells, folder, facts, echo=echo, **told)
     return finished(folder, experiment.blank("student"))
 
 
@@ -218,9 +231,12 @@ def report_cells(
     teacher_validation: float | None,
     echo: Echo,
     shared: Shared | None = None,
+    pruned: Pruned | None = None,
 ) -> None:
     """Conclude finished cells and write ``result.json`` and the report into their run folder."""
     outcome = conclude(experiment, cells, folder, shared)
+    if pruned is not None:
+        outcome.result["prune"] = pruned.figures
     exits = decide(experiment, folder, outcome.shipped)
     warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
     texts = written(experiment, outcome)
@@ -258,19 +274,37 @@ def _cells(
     finished = []
     for position, cell in enumerate(plan, start=1):
         title = f"{cell.name} ({position}/{len(plan)})"
-        observer = _observer(experiment, folder, cell.arm, cell.seed, title)
-        done = train_cell(experiment, cell, folder, observer, resume=resume)
+        done = _train_one(experiment, cell, folder, title, resume=resume, echo=echo)
         if done is None:
             return None
-        row = done.history[-1] if done.history else {}
-        metric = experiment.task.metric
-        reached = shown(metric, row.get(metric, float("nan")))
-        echo(
-            f"{cell.name}: {reached} on validation after {done.steps} steps, "
-            f"{done.seconds:.0f} s, {done.samples_per_second:.0f} samples/s"
-        )
         finished.append(done)
     return finished
+
+
+def _train_one(
+    experiment: Experiment, cell: Cell, folder: RunFolder, title: str, *, resume: bool, echo: Echo
+) -> Finished | None:
+    """One cell, with its bar and its line of text; ``None`` if interrupted."""
+    observer = _observer(experiment, folder, cell.arm, cell.seed, title)
+    done = train_cell(experiment, cell, folder, observer, resume=resume)
+    if done is None:
+        return None
+    row = done.history[-1] if done.history else {}
+    metric = experiment.task.metric
+    reached = shown(metric, row.get(metric, float("nan")))
+    echo(
+        f"{title}: {reached} on validation after {done.steps} steps, "
+        f"{done.seconds:.0f} s, {done.samples_per_second:.0f} samples/s"
+    )
+    return done
+
+
+def _rounds(experiment: Experiment, folder: RunFolder, *, control: bool, echo: Echo) -> Rounds | None:
+    """The rounds of a student that is pruned."""
+    if experiment.recipe.prune is None:
+        return None
+    train_one = partial(_train_one, resume=True, echo=echo)  # what a round has begun is gone on with
+    return Rounds(experiment, folder, train_one, control=control, echo=echo)
 
 
 def _observer(experiment: Experiment, folder: RunFolder, arm: str, seed: int, title: str) -> Observer:
@@ -291,90 +325,3 @@ def finished(folder: RunFolder, student: nn.Module | None = None) -> Result:
         load_weights(student, folder.student, "student.safetensors")
         student.eval()
     return Result(folder.path, data, student=student)
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A finished run, loaded to measure or export it.
-
-    Attributes:
-        student: The trained student, in eval mode.
-        teacher: Its teacher, in eval mode, where it has one.
-        task: What was learnt.
-        inputs: One input of teacher and student, or its shape.
-        test: The test part.
-    """
-
-    student: nn.Module
-    teacher: nn.Module | None
-    task: Task
-    inputs: dict[str, OneInput]
-    test: Any
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How the student wants its images."""
-        return self._images().preprocessing["student"]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits."""
-        return self._images().class_names
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image of the data, ``(C, H, W)``."""
-        self._images()
-        shape: tuple[int, int, int] = self.test.shape
-        return shape
-
-    def _images(self) -> Classification:
-        if not isinstance(self.task, Classification):
-            raise UserError("export", f"so far only classifiers of images, got one of {self.task.samples}")
-        return self.task
-
-    def samples(self, count: int) -> Tensor:
-        """The first ``count`` test images as the data gives them, ``(count, C, H, W)``."""
-        self._images()
-        images, _, _ = self.test.__getitems__(list(range(min(count, len(self.test)))))
-        assert isinstance(images, Tensor)
-        return images
-
-
-def load_student(run_folder: Path, data: Path | None = None) -> LoadedRun:
-    """Load the student and the teacher of a finished run.
-
-    Args:
-        run_folder: The run folder.
-        data: Where to look for relative paths first; the run's own places come next.
-
-    Raises:
-        UserError: If the folder is no finished run, or its data or teacher are gone.
-    """
-    folder = RunFolder(run_folder.resolve())
-    folder.read_result()
-    recipe = load(folder.recipe)
-    if recipe.data.path == IN_MEMORY:
-        raise UserError(
-            str(run_folder), "was made by potstill.distill from objects in memory; export from Python"
-        )
-    facts = read_json(folder.environment)
-    search = [*search_path(data), *(Path(path) for path in facts.get("search", []))]
-    recipe = replace(recipe, train=replace(recipe.train, device="cpu"))
-    if recipe.teacher is not None:  # the network itself is wanted, whatever became of its cache
-        recipe = replace(recipe, teacher=replace(recipe.teacher, cache=None))
-    experiment = load_experiment(recipe, search)
-    load_correction(experiment, folder)
-    student = experiment.blank("student")
-    load_weights(student, folder.student, "student.safetensors")
-    teacher = experiment.teacher
-    return LoadedRun(
-        student=student.eval(),
-        teacher=None if teacher is None else teacher.to(memory_format=torch.contiguous_format),
-        task=experiment.task,
-        inputs=experiment.inputs(),
-        test=experiment.splits.test,
-    )
-
-
-IN_MEMORY = "<in memory>"

@@ -72,6 +72,8 @@ def tell(
 
 def _title(recipe: Recipe) -> str:
     student = _short(recipe.student.model)
+    if recipe.prune is not None:
+        return f"{student}, pruned and taught by what it was"
     if recipe.scheme.kind == "offline" and recipe.teacher is not None:
         others = f" and {len(recipe.co_teachers)} more" if recipe.co_teachers else ""
         return f"{student} taught by {_short(recipe.teacher.model)}{others}"
@@ -110,7 +112,9 @@ def _setup(
         )
     yield from _scheme_in_words(recipe.scheme)
     given = f"{len(splits.train):,} {_kind(experiment)}"
-    if control:
+    if recipe.prune is not None:
+        yield _pruned_in_words(recipe.prune.steps, given, control=control)
+    elif control:
         yield (
             f"Control and student are the same network with the same initial weights, trained on the same "
             f"{given} in the same order, under the same augmentation, for the same number of steps. The "
@@ -142,6 +146,19 @@ def _reached(experiment: Experiment, value: float) -> str:
 def _kind(experiment: Experiment) -> str:
     labelled = isinstance(experiment.splits.train, LabelledSet)
     return f"labelled {experiment.task.samples}" if labelled else experiment.task.samples
+
+
+def _pruned_in_words(steps: int, given: str, *, control: bool) -> str:
+    text = (
+        f"The student was pruned in {steps} round(s), each followed by training on {given}; the curves show "
+        "the last."
+    )
+    if not control:
+        return f"{text} No control was trained."
+    return (
+        f"{text} The control lost the same parts, was trained as long on the same batches, and learnt from "
+        "labels alone."
+    )
 
 
 def _scheme_in_words(scheme: SchemeConfig) -> Iterator[str]:

@@ -1,0 +1,129 @@
+"""How a pruned network differs from the one it was cut from: enough to build it again, as plain JSON.
+
+Beside a weight file stands which modules are gone and which shapes and sizes changed. The original is made
+by its recipe, the difference is applied, and the weights fit; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from potstill.errors import UserError
+from potstill.files import read_json, write_json
+
+__all__ = ["Architecture"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The difference of a pruned network from its original.
+
+    Attributes:
+        removed: Paths of modules that let their input pass.
+        modules: By path, ``attributes`` (numbers such as ``out_channels``) and shapes of ``tensors``.
+
+    >>> big, small = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Sequential(nn.Linear(4, 2), nn.Identity())
+    >>> found = Architecture.between(big, small)
+    >>> found.removed, found.modules["0"]["attributes"]
+    (('1',), {'out_features': 2})
+    >>> found.applied(big)[0](torch.zeros(1, 4)).shape
+    torch.Size([1, 2])
+    """
+
+    removed: tuple[str, ...] = ()
+    modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def between(cls, original: nn.Module, pruned: nn.Module) -> Architecture:
+        """What makes ``pruned`` of ``original``; both have modules of the same paths but for the removed."""
+        before = dict(original.named_modules())
+        removed: list[str] = []
+        modules: dict[str, dict[str, Any]] = {}
+        for path, module in pruned.named_modules():
+            if isinstance(module, nn.Identity) and not isinstance(before[path], nn.Identity):
+                removed.append(path)
+                continue
+            changed = _changed(before[path], module)
+            if changed:
+                modules[path] = changed
+        return cls(tuple(removed), modules)
+
+    def applied(self, original: nn.Module) -> nn.Module:
+        """A copy of ``original`` with these shapes, its changed weights empty: load them next.
+
+        Raises:
+            UserError: If the network has no such modules or tensors.
+        """
+        model = copy.deepcopy(original)
+        try:
+            for path in self.removed:
+                model.get_submodule(path)
+                model.set_submodule(path, nn.Identity())
+            for path, changed in self.modules.items():
+                _reshape(model.get_submodule(path), changed)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError("architecture", f"does not fit {type(original).__name__}: {error}") from error
+        return model
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_json(path, {"removed": list(self.removed), "modules": dict(self.modules)})
+
+    @classmethod
+    def load(cls, path: Path) -> Architecture:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: If the file is gone or damaged.
+        """
+        read = read_json(path)
+        if not isinstance(read.get("removed"), list) or not isinstance(read.get("modules"), dict):
+            raise UserError(str(path), f"expected removed and modules, got keys {sorted(read)}")
+        return cls(tuple(map(str, read["removed"])), read["modules"])
+
+
+def _changed(before: nn.Module, after: nn.Module) -> dict[str, Any]:
+    """Numbers and own tensors that differ; empty where nothing does."""
+    attributes = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(after).items()
+        if _is_size(value) and value != vars(before).get(name)
+    }
+    shapes = {name: list(tensor.shape) for name, tensor in _own(before).items()}
+    tensors = {
+        name: list(tensor.shape) for name, tensor in _own(after).items() if list(tensor.shape) != shapes[name]
+    }
+    return {"attributes": attributes, "tensors": tensors} if attributes or tensors else {}
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_size(each) for each in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _own(module: nn.Module) -> dict[str, torch.Tensor]:
+    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return dict(named)
+
+
+def _reshape(module: nn.Module, changed: Mapping[str, Any]) -> None:
+    for name, value in changed["attributes"].items():
+        if not hasattr(module, name):
+            raise AttributeError(f"{type(module).__name__} has no {name}")
+        setattr(module, name, tuple(value) if isinstance(value, list) else value)
+    own = _own(module)
+    for name, shape in changed["tensors"].items():
+        tensor = own[name]
+        empty = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+        if isinstance(tensor, nn.Parameter):
+            setattr(module, name, nn.Parameter(empty, requires_grad=tensor.requires_grad))
+        else:
+            setattr(module, name, empty)

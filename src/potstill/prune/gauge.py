@@ -1,0 +1,147 @@
+"""What a network costs in the unit of the target: counted, or predicted from timed blocks and then timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import measure
+from potstill.errors import UserError
+from potstill.prune.settings import Quantity, TargetConfig
+
+__all__ = ["BlockTimes", "Gauge", "noise"]
+
+RUNS = 40
+BLOCK_RUNS = 15
+ATTEMPTS = 3
+FINEST = 0.05
+"""Two timings of one network may differ by this share; the target is met within it."""
+
+
+class BlockTimes:
+    """A table of measured blocks: each shape of block is timed once, a network is their sum and the rest.
+
+    Args:
+        original: The network before anything is removed.
+        example: Its input, ``(N, ...)``.
+        blocks: Paths of its blocks.
+    """
+
+    def __init__(self, original: nn.Module, example: Tensor, blocks: Sequence[str]) -> None:
+        self.example, self.blocks = example, tuple(blocks)
+        self.table: dict[tuple[Any, ...], float] = {}
+        whole = measure.latency({"whole": (original, example)}, runs=RUNS)["whole"].median_ms
+        self.rest = max(0.0, whole - self._blocks(original))
+
+    def __call__(self, model: nn.Module) -> float:
+        """Predicted milliseconds of one forward pass."""
+        return self.rest + self._blocks(model)
+
+    def _blocks(self, model: nn.Module) -> float:
+        """The sum of its blocks' times; new shapes are timed."""
+        inputs: dict[str, Tensor] = {}
+        handles = [
+            model.get_submodule(path).register_forward_pre_hook(
+                lambda _, given, path=path: inputs.__setitem__(path, given[0].clone())
+            )
+            for path in self.blocks
+        ]
+        with torch.no_grad():
+            model.eval()(self.example)
+        for handle in handles:
+            handle.remove()
+        total = 0.0
+        for path, given in inputs.items():
+            block = model.get_submodule(path)
+            key = (type(block), tuple(given.shape), *(tuple(each.shape) for each in block.parameters()))
+            if key not in self.table:
+                timed = measure.latency({"block": (block, given)}, runs=BLOCK_RUNS)
+                self.table[key] = timed["block"].median_ms
+            total += self.table[key]
+        return total
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Counts or times networks.
+
+    Attributes:
+        quantity: Of the target.
+        original: What shares refer to.
+        example: One input for counts, a batch of the target's size for times.
+        whole: The original's own figure; milliseconds for a time.
+        times: The table of blocks, for a time.
+    """
+
+    quantity: Quantity
+    original: nn.Module
+    example: Tensor
+    whole: float
+    times: BlockTimes | None = None
+
+    @classmethod
+    def of(cls, target: TargetConfig, original: nn.Module, example: Tensor, blocks: Sequence[str]) -> Gauge:
+        """A gauge for a target.
+
+        Args:
+            target: The target.
+            original: The network before anything is removed.
+            example: Its input; see :class:`Gauge`.
+            blocks: Its blocks.
+
+        Raises:
+            UserError: If this machine's timings are too noisy to tell whether the target is met.
+        """
+        quantity = target.quantity
+        if quantity != "latency":
+            return cls(quantity, original, example, _count(quantity, original, example))
+        whole, apart = noise(original, example)
+        goal = target.absolute(whole)
+        if apart > min(FINEST, 1 - goal / whole):
+            raise UserError(
+                f"prune.target.{target.given[0]}",
+                f"cannot be resolved: the same network, timed twice in turns, differs by {apart:.1%} around "
+                f"{whole:.3g} ms; use a quieter machine or a larger prune.latency_batch",
+            )
+        return cls(quantity, original, example, whole, BlockTimes(original, example, blocks))
+
+    def predicted(self, model: nn.Module) -> float:
+        """The cost without timing the whole network; exact for counts."""
+        return self.times(model) if self.times is not None else self.measured(model)
+
+    def measured(self, model: nn.Module) -> float:
+        """The cost as it is; a time is measured in turns with the original's and scaled to :attr:`whole`."""
+        if self.quantity != "latency":
+            return _count(self.quantity, model, self.example)
+        pairs = {"original": (self.original, self.example), "model": (model, self.example)}
+        timed = measure.latency(pairs, runs=RUNS)
+        return self.whole * timed["model"].median_ms / timed["original"].median_ms
+
+    def unit_cost(self, model: nn.Module) -> float:
+        """A count that every single unit changes: multiply-accumulates stand for time."""
+        return _count("macs" if self.quantity == "latency" else self.quantity, model, self.example)
+
+
+def _count(quantity: Quantity, model: nn.Module, example: Tensor) -> float:
+    if quantity == "parameters":
+        return float(measure.parameters(model))
+    if quantity == "bytes":
+        return float(measure.size_bytes(model))
+    return measure.macs(model, example) / len(example)
+
+
+def noise(model: nn.Module, example: Tensor) -> tuple[float, float]:
+    """Median milliseconds, and by which share two timings of the same network in turns differ at best."""
+    found = []
+    for _ in range(ATTEMPTS):
+        timed = measure.latency({"one": (model, example), "other": (model, example)}, runs=RUNS)
+        one, other = timed["one"].median_ms, timed["other"].median_ms
+        found.append((abs(one / other - 1), (one + other) / 2))
+        if found[-1][0] < FINEST / 2:
+            break
+    apart, whole = min(found)
+    return whole, apart

@@ -1,0 +1,119 @@
+"""A smaller transformers model that ``from_pretrained`` loads anywhere: cut weights, their configuration."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from potstill.errors import UserError
+from potstill.prune.families import Family, family_of, layers_path
+from potstill.prune.groups import Plan, Structure
+from potstill.prune.removal import removed
+
+__all__ = ["removed_pretrained"]
+
+
+def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
+    """A new model of the same class without the layers and units of ``plan``.
+
+    Layers are numbered anew, tied embeddings stay tied, and the configuration says what is left, so the
+    model is saved by ``save_pretrained`` and loaded without Potstill. Where the hidden width shrinks, the
+    root-mean-square norms are scaled by the root of the ratio: width that held zeros may go unnoticed.
+
+    Args:
+        model: The model; it is not changed.
+        plan: What goes; from every layer that stays equally many units of each kind.
+        structure: From :func:`~potstill.prune.families.family_structure` of the model.
+
+    Raises:
+        UserError: If widths would differ between layers, no layer would be left, or the configuration
+            refuses the sizes.
+    """
+    family = family_of(model)
+    counts = _counts(plan, structure)
+    cut = removed(model, plan, structure)
+    path = layers_path(model, family)
+    kept = [
+        number
+        for number in range(len(model.get_submodule(path)))  # type: ignore[arg-type]
+        if f"{path}.{number}" not in plan.blocks
+    ]
+    if not kept:
+        raise UserError("prune", "all layers would be removed")
+    small = _built(model, family, counts, kept)
+    small.load_state_dict(_renumbered(cut.state_dict(), path, kept))
+    if "hidden" in counts:
+        _rescale(small, model.config.hidden_size / small.config.hidden_size)  # type: ignore[union-attr]
+    return small.train(model.training)
+
+
+def _counts(plan: Plan, structure: Structure) -> dict[str, int]:
+    """Units that go, by what they are; the same from every layer that stays."""
+    found: dict[str, set[int]] = {}
+    for group in structure.groups:
+        if not group.within(plan.blocks):
+            found.setdefault(group.together, set()).add(len(plan.units.get(group.name, ())))
+    for together, counts in found.items():
+        if len(counts) > 1:
+            raise UserError(
+                "prune",
+                f"expected equally many of {together} from every layer, as the configuration has one number, "
+                f"got {min(counts)} to {max(counts)}",
+            )
+    return {together: counts.pop() for together, counts in found.items() if max(counts)}
+
+
+def _built(model: Any, family: Family, counts: Mapping[str, int], kept: list[int]) -> Any:
+    """A model of the smaller configuration, with weights of its own that do not matter."""
+    config = copy.deepcopy(model.config)
+    setattr(config, family.depth, len(kept))
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        config.layer_types = [kinds[number] for number in kept]
+    try:
+        if family.attention:
+            config.head_dim = _head_dim(model, family)
+            pairs = config.num_key_value_heads - counts.get("kv_groups", 0)
+            each = config.num_attention_heads // config.num_key_value_heads - counts.get("heads", 0)
+            hidden = config.hidden_size - counts.get("hidden", 0)
+            config.num_key_value_heads, config.num_attention_heads = pairs, pairs * each
+            config.hidden_size = hidden
+        setattr(config, family.neurons, getattr(config, family.neurons) - counts.get("mlp", 0))
+        if hasattr(config, "validate"):
+            config.validate()
+        small = type(model)(config)
+    except Exception as error:  # its own checks raise errors of several libraries
+        reason = " ".join(str(error).split())
+        raise UserError("prune", f"{type(config).__name__} refuses these sizes: {reason}") from error
+    if getattr(model, "generation_config", None) is not None:
+        small.generation_config = copy.deepcopy(model.generation_config)
+    return small.to(device=model.device, dtype=model.dtype)
+
+
+def _head_dim(model: Any, family: Family) -> int:
+    layer = model.get_submodule(f"{layers_path(model, family)}.0.{family.attention}")
+    return int(layer.head_dim)
+
+
+def _renumbered(state: Mapping[str, Tensor], path: str, kept: list[int]) -> dict[str, Tensor]:
+    """Weights under the numbers that the layers now have."""
+    numbers = {str(old): str(new) for new, old in enumerate(kept)}
+    found = {}
+    for name, tensor in state.items():
+        if name.startswith(f"{path}."):
+            number, _, rest = name.removeprefix(f"{path}.").partition(".")
+            name = f"{path}.{numbers[number]}.{rest}"
+        found[name] = tensor
+    return found
+
+
+def _rescale(model: Any, ratio: float) -> None:
+    """Root-mean-square norms over the hidden width see fewer numbers: bring their outputs back."""
+    width = model.config.hidden_size
+    for name, parameter in model.named_parameters():
+        if "norm" in name.rpartition(".")[0].rpartition(".")[2] and tuple(parameter.shape) == (width,):
+            parameter.data.mul_(math.sqrt(ratio))

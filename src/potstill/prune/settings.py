@@ -1,0 +1,98 @@
+"""The recipe's ``prune`` section."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+from potstill.errors import UserError
+from potstill.losses import Range
+from potstill.prune.groups import Axis
+
+__all__ = ["PruneConfig", "Quantity", "TargetConfig"]
+
+Quantity = Literal["parameters", "macs", "bytes", "latency"]
+POSITIVE = Range(above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """How small: one of these; counts up to 1 are shares of the original."""
+
+    parameters: Annotated[float, POSITIVE] | None = None
+    """Parameters: a count, or a share such as 0.75."""
+    macs: Annotated[float, POSITIVE] | None = None
+    """Multiply-accumulates of one image: a count, or a share."""
+    bytes: Annotated[float, POSITIVE] | None = None
+    """Size of the weights: a count, or a share."""
+    latency: Annotated[float, Range(above=0, most=1)] | None = None
+    """Share of the original's measured time."""
+    latency_ms: Annotated[float, POSITIVE] | None = None
+    """Measured milliseconds of a forward pass."""
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in asdict(self).items() if value is not None]
+        if len(given) != 1:
+            raise UserError(
+                "prune.target",
+                f"expected one of {', '.join(asdict(self))}, got {' and '.join(given) or 'none'}",
+            )
+
+    @property
+    def given(self) -> tuple[str, float]:
+        """The key that is set, and its value."""
+        return next((name, value) for name, value in asdict(self).items() if value is not None)
+
+    @property
+    def quantity(self) -> Quantity:
+        """What is counted or timed."""
+        name = self.given[0]
+        return "latency" if name == "latency_ms" else name  # type: ignore[return-value]
+
+    def absolute(self, whole: float) -> float:
+        """The target in the unit of ``whole``, the original's own figure.
+
+        Raises:
+            UserError: If it is not below that.
+        """
+        name, value = self.given
+        share = name == "latency" or (name != "latency_ms" and value <= 1)
+        target = value * whole if share else value
+        if target >= whole:
+            raise UserError(f"prune.target.{name}", f"must be below the model's own {whole:g}, got {value:g}")
+        return target
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """The student is the teacher with parts removed, in rounds, each followed by training."""
+
+    target: TargetConfig
+    """How small."""
+    steps: Annotated[int, Range(least=1, most=100)] = 3
+    """Rounds; the target is approached in equal ratios."""
+    between: Annotated[float, Range(above=0, most=1)] = 0.25
+    """Training of each round but the last, as a share of ``train``'s length."""
+    axes: tuple[Axis, ...] = ("layers", "channels")
+    """What may go: ``layers`` (whole blocks), ``channels``."""
+    importance: Literal["taylor", "activation", "activation_weight", "magnitude"] = "taylor"
+    """What decides among channels."""
+    layer_importance: Literal["loss", "influence", "greedy"] = "loss"
+    """What decides among blocks: the loss without each, 1 - cosine of what enters and leaves, or the loss
+    tried again after each block that goes."""
+    calibration: Annotated[int, Range(least=1)] = 512
+    """Training samples that scores are computed on."""
+    candidates: Annotated[int, Range(least=1)] = 5
+    """Mixtures of fewer blocks and fewer channels that are compared in each round."""
+    finalists: Annotated[int, Range(least=1)] = 2
+    """The best of them by calibration loss, which are distilled shortly and compared again."""
+    trial_steps: Annotated[int, Range(least=0)] = 30
+    """Length of that, in optimiser steps; 0 for none."""
+    keep: Annotated[float, Range(least=0, most=1)] = 0.125
+    """Smallest share of its units that a group keeps."""
+    multiple: Annotated[int, Range(least=1)] = 1
+    """Widths are multiples of this."""
+    latency_batch: Annotated[int, Range(least=1)] = 1
+    """Batch that a latency target is measured with."""
+    scores: str | None = None
+    """Folder where scores are kept for other runs; by default inside the run folder."""

@@ -1,0 +1,176 @@
+"""What can go from any network for images: found by tracing it, kept where removal proves exact.
+
+Torch-Pruning follows a unit through additions, concatenations and flattening. Every group that it finds is
+then tried: a few units are removed, and masked, and the outputs must agree. So a shortcut that pads
+channels (which tracing misreads), a normalisation over channels or an attention whose heads would break
+stay whole instead of breaking the network.
+
+Reference:
+    Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning", 2023,
+    https://arxiv.org/abs/2301.12900
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import UserError
+from potstill.prune.groups import Axis, Group, Plan, Slice, Structure
+from potstill.prune.removal import masked, removed
+
+__all__ = ["find_structure"]
+
+EXACT = 1e-4
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def find_structure(
+    model: nn.Module, example: Tensor, axes: Sequence[Axis] = ("layers", "channels")
+) -> Structure:
+    """Blocks and channels that can go.
+
+    Args:
+        model: The network; left as it is.
+        example: A small batch of its inputs, ``(N, ...)``.
+        axes: ``layers`` for blocks, ``channels`` for channels.
+
+    Raises:
+        UserError: If Torch-Pruning is not installed, or nothing can go at all.
+    """
+    model = copy.deepcopy(model).float().eval().requires_grad_(True)
+    example = example.float()
+    blocks = tuple(_blocks(model, example)) if "layers" in axes else ()
+    groups: list[Group] = []
+    notes: list[str] = []
+    traced = _traced(model, example, notes) if "channels" in axes else ()
+    for group in traced:
+        reason = _problem(model, group, example)
+        if reason:
+            notes.append(f"{group.name} keeps its {group.units} channels: {reason}")
+        else:
+            groups.append(group)
+    if not groups and not blocks:
+        why = "; ".join(notes[:3]) or "no block of equal input and output, and no channels, were found"
+        raise UserError("prune.axes", f"nothing can be removed from {type(model).__name__}: {why}")
+    return Structure(tuple(groups), blocks, tuple(notes))
+
+
+def _blocks(model: nn.Module, example: Tensor) -> Iterator[str]:
+    """Children of sequences that are called once and answer in the shape of what they get, outermost only."""
+    listed = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Sequential | nn.ModuleList)
+        for name, child in module.named_children()
+        if any(True for _ in child.children()) and any(True for _ in child.parameters())
+    ]
+    calls: dict[str, list[bool]] = {path: [] for path in listed}
+
+    def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
+        same = (
+            len(inputs) > 0
+            and isinstance(inputs[0], Tensor)
+            and isinstance(output, Tensor)
+            and inputs[0].shape == output.shape
+        )
+        calls[path].append(same)
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _, inputs, output, path=path: note(path, inputs, output)
+        )
+        for path in listed
+    ]
+    with torch.no_grad():
+        model(example)
+    for handle in handles:
+        handle.remove()
+    found: list[str] = []
+    for path in listed:
+        if calls[path] == [True] and not any(path.startswith(f"{other}.") for other in found):
+            found.append(path)
+    return iter(found)
+
+
+def _traced(model: nn.Module, example: Tensor, notes: list[str]) -> Iterator[Group]:
+    """The groups that Torch-Pruning finds, as tables of slices; none, with a note, where tracing fails."""
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise UserError("prune", "Torch-Pruning is not installed: pip install 'potstill[prune]'") from error
+    names = {module: path for path, module in model.named_modules()}
+    kinds = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            graph = torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
+            found = list(graph.get_all_groups(root_module_types=kinds))
+    except Exception as error:  # it meets any operation that a network may have, and fails in its own ways
+        notes.append(
+            f"all channels stay: {type(model).__name__} cannot be traced ({type(error).__name__}: {error})"
+        )
+        return
+    for traced in found:
+        root = traced[0].dep.target.module
+        units = len(traced[0].idxs)
+        writers: list[Slice] = []
+        readers: list[Slice] = []
+        for item in traced.items:
+            module = item.dep.target.module
+            if module not in names or not any(True for _ in module.parameters()):
+                continue
+            index = _index(item, units)
+            incoming = item.dep.handler.__name__ == "prune_in_channels"
+            (readers if incoming else writers).extend(_slices(module, names[module], index, incoming))
+        if readers:
+            yield Group(names[root], "channels", units, tuple(writers), tuple(readers))
+
+
+def _index(item: Any, units: int) -> Tensor:
+    """``(units, k)`` positions, -1 where a unit has fewer."""
+    rows: list[list[int]] = [[] for _ in range(units)]
+    for position, unit in zip(item.idxs, item.root_idxs, strict=True):
+        rows[unit].append(position)
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+
+
+def _slices(module: nn.Module, path: str, index: Tensor, incoming: bool) -> Iterator[Slice]:
+    if incoming:
+        yield Slice(path, "weight", 1, index)
+        return
+    for name in BATCH_NORM:
+        if isinstance(getattr(module, name, None), Tensor):
+            yield Slice(path, name, 0, index)
+
+
+def _problem(model: nn.Module, group: Group, example: Tensor) -> str:
+    """Why a group must stay whole; empty where removing and masking some of its units agree."""
+    for piece in group.slices:
+        module = model.get_submodule(piece.module)
+        if isinstance(module, nn.modules.conv._ConvNd) and (
+            module.transposed or (module.groups > 1 and module.groups != module.out_channels)
+        ):
+            return f"{piece.module} is a transposed or grouped convolution"
+    if group.units < 2:
+        return "there is only one"
+    plan = Plan(units={group.name: (0, group.units // 2) if group.units > 2 else (0,)})
+    structure = Structure((group,))
+    try:
+        with torch.no_grad():
+            small, whole = (make(model, plan, structure)(example) for make in (removed, masked))
+    except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+        return f"without some of them the network fails ({str(error).splitlines()[0][:80]})"
+    if not isinstance(small, Tensor) or small.shape != whole.shape:
+        return "the network's answer changes its shape"
+    if float((small - whole).abs().max()) > EXACT * (1 + float(whole.abs().max())):
+        return "removing and masking them give different answers"
+    return ""

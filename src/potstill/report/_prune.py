@@ -1,0 +1,115 @@
+"""The section of a pruned student: its rounds, and the candidates among which each round chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from potstill.report._format import bytes_text, compact, milliseconds, percent
+from potstill.report._material import Material, section
+
+__all__ = ["rounds"]
+
+WORDS = {
+    "parameters": "parameters",
+    "macs": "multiply-accumulates of one image",
+    "bytes": "bytes",
+    "latency": "measured time of a forward pass",
+}
+
+
+def rounds(material: Material) -> str:
+    """A row a round, and a row a candidate."""
+    found = material.result.get("prune")
+    if not isinstance(found, dict):
+        return ""
+    body = f'<h3 class="part">Rounds</h3>{_rounds(found)}'
+    body += f'<h3 class="part">Candidates</h3>{_candidates(found)}'
+    return section("rounds", "Rounds of pruning", body, _lead(found))
+
+
+def _lead(found: Mapping[str, Any]) -> str:
+    target, quantity = found["target"], found["quantity"]
+    flips = sum(row["flipped"] for row in found["rounds"])
+    times = {0: "never", 1: "once"}.get(flips, f"{flips} times")
+    return (
+        f"The student is the teacher with parts removed. Aimed at: {_amount(target['absolute'], quantity)} "
+        f"{escape(WORDS[quantity])}, {percent(target['absolute'] / target['whole'], 1)} of the original's "
+        f"{_amount(target['whole'], quantity)}; reached: <b>{_amount(found['reached'], quantity)}</b> "
+        f"({percent(found['reached'] / target['whole'], 1)}). Each round scored the network on calibration "
+        "samples, removed the least, and trained what was left with the untouched original as teacher; the "
+        "control lost the same parts and learnt from labels alone. Candidates mix fewer blocks with fewer "
+        "channels; the best by calibration loss were trained shortly and compared again, which changed the "
+        f"choice {times}."
+    )
+
+
+def _amount(value: float, quantity: str) -> str:
+    if quantity == "latency":
+        return milliseconds(value)
+    return bytes_text(value) if quantity == "bytes" else compact(value)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col" class="num">{one}</th>' for one in heads)
+    body = "".join("<tr>" + "".join(f'<td class="num">{one}</td>' for one in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _rounds(found: Mapping[str, Any]) -> str:
+    heads: tuple[str, ...] = (
+        "Round",
+        "Size",
+        "of the original",
+        "Blocks gone",
+        "Units gone",
+        "Loss before removal",
+    )
+    heads = (*heads, "after it", "Validation, student", "control")
+    rows = []
+    for row in found["rounds"]:
+        chosen = row["candidates"][0]
+        rows.append(
+            (
+                str(row["round"]),
+                _amount(row["cost"], found["quantity"]),
+                percent(row["cost"] / found["target"]["whole"], 1),
+                str(len(chosen["blocks"])),
+                str(_units(chosen)),
+                f"{row['loss_before']:.3f}",
+                f"{chosen['loss']:.3f}",
+                _mean(row["validation"].get("student")),
+                _mean(row["validation"].get("control")),
+            )
+        )
+    return _table(heads, rows)
+
+
+def _units(candidate: Mapping[str, Any]) -> int:
+    return sum(len(units) for units in candidate["units"].values())
+
+
+def _mean(values: Sequence[float] | None) -> str:
+    return percent(sum(values) / len(values)) if values else ""
+
+
+def _candidates(found: Mapping[str, Any]) -> str:
+    heads = ("Round", "Blocks gone", "Units gone", "Size", "Calibration loss", "after a short training", "")
+    rows = [
+        (
+            str(row["round"]),
+            str(len(one["blocks"])),
+            str(_units(one)),
+            _amount(one["cost"], found["quantity"]),
+            f"{one['loss']:.3f}",
+            "" if one["trial"] is None else f"{one['trial']:.3f}",
+            "" if place else "<b>chosen</b>",
+        )
+        for row in found["rounds"]
+        for place, one in enumerate(row["candidates"])
+    ]
+    return _table(heads, rows)

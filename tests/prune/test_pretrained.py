@@ -1,0 +1,256 @@
+"""Language models and encoders: removal is exact, and a clean process loads what is left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from potstill import measure
+from potstill.errors import UserError
+from potstill.prune import Plan, Structure, masked
+from potstill.prune.families import family_structure
+from potstill.prune.importance import UNIT_KINDS, block_scores, unit_scores
+from potstill.prune.pretrained import removed_pretrained
+
+transformers = pytest.importorskip("transformers")
+
+TOKENS = torch.tensor([[3, 7, 1, 9, 12, 5], [2, 2, 8, 30, 4, 11]])
+DECODERS = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 8}),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 8}),
+}
+ENCODERS = {
+    "bert": (
+        "BertConfig",
+        "BertForSequenceClassification",
+        {"num_hidden_layers": 3, "intermediate_size": 12},
+    ),
+    "roberta": (
+        "RobertaConfig",
+        "RobertaForSequenceClassification",
+        {"num_hidden_layers": 3, "intermediate_size": 12, "pad_token_id": 0},
+    ),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertForSequenceClassification",
+        {"n_layers": 3, "hidden_dim": 12},
+    ),
+}
+
+
+def decoder(kind: str, **options: Any) -> Any:
+    config, model, own = DECODERS[kind]
+    sizes = {
+        "vocab_size": 40, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 32,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    return lively(getattr(transformers, model)(getattr(transformers, config)(**sizes, **own, **options)))
+
+
+def encoder(kind: str) -> Any:
+    config, model, own = ENCODERS[kind]
+    sizes = (
+        {"dim": 16, "n_heads": 2} if kind == "distilbert" else {"hidden_size": 16, "num_attention_heads": 2}
+    )
+    made = getattr(transformers, config)(vocab_size=40, max_position_embeddings=32, **sizes, **own)
+    return lively(getattr(transformers, model)(made))
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Weights large enough that every part matters; norms and biases that are no ones and zeros."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(TOKENS).logits
+    return out
+
+
+def spread(structure: Structure, blocks: tuple[str, ...] = ()) -> Plan:
+    """Equally many units of every group outside ``blocks``, each group others."""
+    units = {}
+    for place, group in enumerate(structure.groups):
+        if not group.within(blocks):
+            count = 1 if group.units < 6 else 5
+            units[group.name] = tuple(sorted((place + 2 * step) % group.units for step in range(count)))
+    return Plan(blocks, units)
+
+
+@pytest.mark.parametrize("axes", [("layers", "mlp", "heads"), ("mlp", "kv_groups")], ids=["heads", "groups"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_smaller_decoder_answers_as_the_masked_one(kind: str, axes: Any) -> None:
+    model = decoder(kind)
+    structure = family_structure(model, axes)
+    plan = spread(structure, (structure.blocks[1],) if structure.blocks else ())
+    small = removed_pretrained(model, plan, structure)
+    torch.testing.assert_close(logits(small), logits(masked(model, plan, structure)), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(small), logits(model), atol=1e-2)
+    assert type(small) is type(model)
+    heads = (small.config.num_attention_heads, small.config.num_key_value_heads)
+    assert heads == ((4, 2) if "heads" in axes else (3, 1))
+    assert small.config.intermediate_size == 15
+    assert small.config.num_hidden_layers == len(small.model.layers) == (2 if "layers" in axes else 3)
+    tied = small.get_input_embeddings().weight is small.get_output_embeddings().weight
+    assert tied == (model.get_input_embeddings().weight is model.get_output_embeddings().weight)
+    assert measure.parameters(small) < measure.parameters(model)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_smaller_encoder_answers_as_the_masked_one(kind: str) -> None:
+    model = encoder(kind)
+    structure = family_structure(model)
+    plan = spread(structure, (structure.blocks[0],))
+    small = removed_pretrained(model, plan, structure)
+    torch.testing.assert_close(logits(small), logits(masked(model, plan, structure)), atol=1e-4, rtol=1e-4)
+    assert len(family_structure(small).blocks) == 2
+    assert {group.units for group in family_structure(small).groups} == {7}
+
+
+def test_hidden_width_that_holds_zeros_goes_unnoticed() -> None:
+    model = decoder("llama")
+    structure = family_structure(model, ["hidden"])
+    (group,) = structure.groups
+    units = tuple(range(0, 24, 4))
+    with torch.no_grad():
+        for piece in group.writers:
+            weight = getattr(model.get_submodule(piece.module), piece.tensor)
+            if weight.dim() == 2:
+                weight.index_fill_(piece.dim, torch.tensor(units), 0.0)
+    small = removed_pretrained(model, Plan(units={"hidden": units}), structure)
+    assert small.config.hidden_size == 18
+    assert small.get_input_embeddings().weight is small.get_output_embeddings().weight
+    torch.testing.assert_close(logits(small), logits(model), atol=1e-3, rtol=1e-3)
+
+
+LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+for folder in sys.argv[1:]:
+    kind = AutoModelForSequenceClassification if "bert" in folder.rpartition("/")[2] else AutoModelForCausalLM
+    model = kind.from_pretrained(folder).eval()
+    wanted = torch.load(folder + "/logits.pt", weights_only=True)
+    tokens = torch.load(folder + "/tokens.pt", weights_only=True)
+    with torch.no_grad():
+        assert (model(tokens).logits - wanted).abs().max() == 0, folder
+assert not any(name.startswith("potstill") for name in sys.modules)
+print("same")
+"""
+
+
+def test_a_clean_process_loads_every_family_and_answers_the_same(tmp_path: Path) -> None:
+    folders = []
+    for kind in (*DECODERS, *ENCODERS):
+        model = decoder(kind) if kind in DECODERS else encoder(kind)
+        structure = family_structure(model, ["layers", "mlp", *(["heads"] if kind in DECODERS else [])])
+        small = removed_pretrained(model, spread(structure, (structure.blocks[1],)), structure)
+        folder = tmp_path / kind
+        small.save_pretrained(folder)  # type: ignore[operator]
+        torch.save(logits(small), folder / "logits.pt")
+        torch.save(TOKENS, folder / "tokens.pt")
+        folders.append(str(folder))
+    done = subprocess.run([sys.executable, "-c", LOAD, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "same"
+
+
+def losses(model: nn.Module) -> Iterator[Tensor]:
+    for row in TOKENS:
+        out = model(row[None]).logits
+        yield nn.functional.cross_entropy(out[0, :-1], row[1:], reduction="none").mean()[None]
+
+
+@pytest.mark.parametrize("kind", UNIT_KINDS)
+def test_scores_of_a_decoder_are_those_of_its_parts(kind: Any) -> None:
+    model = decoder("llama")
+    structure = family_structure(model, ["mlp", "heads"])
+    with torch.no_grad():  # a neuron and a head that do nothing
+        layer = model.model.layers[1]
+        layer.mlp.down_proj.weight[:, 4] = 0
+        layer.self_attn.o_proj.weight[:, 4 * 4 : 5 * 4] = 0
+        if kind in ("activation", "magnitude"):
+            layer.mlp.up_proj.weight[4] = layer.mlp.gate_proj.weight[4] = 0
+            layer.self_attn.q_proj.weight[4 * 4 : 5 * 4] = 0
+    scores = unit_scores(model, structure.groups, losses, kind)
+    assert {group.name: len(scores[group.name]) for group in structure.groups} == {
+        group.name: group.units for group in structure.groups
+    }
+    neurons = scores["model.layers.1.mlp.gate_proj"]
+    assert int(neurons.argmin()) == 4
+    if kind != "activation":  # what a head says is there even if nothing listens
+        assert int(scores["model.layers.1.self_attn.group1"].argmin()) == 1
+
+
+def test_activation_of_a_head_is_the_norm_of_what_it_says() -> None:
+    model = decoder("llama")
+    structure = family_structure(model, ["heads"])
+    group = structure.group("model.layers.0.self_attn.group0")
+    said: list[Tensor] = []
+    hook = model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(
+        lambda _, inputs: said.append(inputs[0].detach())
+    )
+    raw = unit_scores(model, [group], losses, "activation")[group.name]
+    for _ in losses(model):
+        pass
+    hook.remove()
+    norms = torch.stack([one[0].reshape(6, 6, 4).norm(dim=2).mean(dim=0) for one in said])  # (N, heads)
+    wanted = norms[:, :3].double().pow(2).mean(dim=0).sqrt()
+    torch.testing.assert_close(raw, wanted / wanted.mean(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["loss", "influence"])
+def test_layers_of_a_decoder_are_scored(kind: Any) -> None:
+    model = decoder("qwen3")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.zero_()
+        model.model.layers[2].self_attn.o_proj.weight.zero_()  # a layer that adds nothing
+    structure = family_structure(model, ["layers"])
+    scores = block_scores(model, structure, losses, kind)
+    if kind == "influence":
+        assert scores["model.layers.2"] == pytest.approx(0, abs=1e-5)
+        assert min(scores, key=scores.__getitem__) == "model.layers.2"
+    else:
+        whole = torch.cat(list(losses(model))).mean().detach()
+        assert scores["model.layers.2"] == pytest.approx(float(whole), abs=1e-5)
+
+
+def test_what_cannot_be_said_in_a_configuration_is_refused() -> None:
+    model = decoder("llama")
+    structure = family_structure(model, ["layers", "mlp", "heads"])
+    with pytest.raises(UserError, match=r"equally many of mlp from every layer.*got 0 to 1"):
+        removed_pretrained(model, Plan(units={"model.layers.0.mlp.gate_proj": (0,)}), structure)
+    with pytest.raises(UserError, match="all layers would be removed"):
+        removed_pretrained(model, Plan(structure.blocks), structure)
+    narrow = family_structure(model, ["hidden"])
+    with pytest.raises(UserError, match=r"LlamaConfig refuses these sizes.*not a multiple"):
+        removed_pretrained(model, Plan(units={"hidden": (0,)}), narrow)
+
+
+@pytest.mark.parametrize(
+    ("make", "axes", "message"),
+    [
+        (lambda: encoder("bert"), ["heads"], r"heads cannot go from Bert.*no loader could build the rest"),
+        (lambda: encoder("bert"), ["hidden"], r"hidden width of Bert\w+ cannot go alone"),
+        (lambda: decoder("gemma"), ["hidden"], r"hidden width of Gemma\w+ cannot go alone"),
+        (lambda: decoder("llama"), ["heads", "kv_groups"], "expected heads or kv_groups, got both"),
+        (lambda: decoder("llama"), ["channels"], "channels has no meaning for LlamaForCausalLM"),
+        (lambda: nn.Linear(2, 2), ["layers"], "no family of transformers that is known here: None"),
+    ],
+)
+def test_axes_that_a_family_does_not_have_are_refused(make: Any, axes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        family_structure(make(), axes)

@@ -1,0 +1,203 @@
+"""Removal is exact: what is masked and what is gone give one function; sizes agree with the plan."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from potstill import measure
+from potstill.errors import UserError
+from potstill.models.architecture import Architecture
+from potstill.models.cifar import Block, resnet8, resnet20
+from potstill.prune import Group, Plan, Slice, Structure, find_structure, masked, removed
+from potstill.prune.removal import structure_after
+
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Mixed(nn.Module):
+    """Concatenation, a depth-wise convolution, and flattening: units that lie apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 6, 3, padding=1)
+        self.two = nn.Conv2d(3, 4, 3, padding=1)
+        self.depthwise = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.norm = nn.BatchNorm2d(10)
+        self.mix = nn.Conv2d(10, 5, 1)
+        self.head = nn.Linear(5 * 16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        both = torch.cat([self.one(images), self.two(images)], dim=1).relu()
+        pooled = nn.functional.adaptive_avg_pool2d(self.mix(self.norm(self.depthwise(both))).relu(), 4)
+        out: Tensor = self.head(pooled.flatten(1))
+        return out
+
+
+class Twice(nn.Module):
+    """One convolution that is called twice, so that what it reads is what it writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.again = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.stem(images).relu()
+        for _ in range(2):
+            hidden = self.again(hidden).relu()
+        out: Tensor = self.head(hidden.mean(dim=(2, 3)))
+        return out
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Batch norms with means and variances of their own, so that nothing is exact by accident."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def every_second(structure: Structure, blocks: tuple[str, ...] = ()) -> Plan:
+    """A plan that takes half of every group outside ``blocks``."""
+    return Plan(
+        blocks,
+        {
+            group.name: tuple(range(0, group.units, 2))
+            for group in structure.groups
+            if not group.within(blocks)
+        },
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: resnet20(), Mixed, Twice], ids=["resnet20", "mixed", "twice"])
+def test_masks_and_slices_give_equal_outputs_and_losses(make: type[nn.Module]) -> None:
+    model = lively(make())
+    structure = find_structure(model, IMAGES)
+    blocks = structure.blocks[1:3]
+    plan = every_second(structure, blocks)
+    assert plan
+    with torch.no_grad():
+        small, whole = removed(model, plan, structure)(IMAGES), masked(model, plan, structure)(IMAGES)
+    torch.testing.assert_close(small, whole, atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(small, model(IMAGES), atol=1e-3)
+    labels = torch.tensor([0, 1, 1])
+    cross_entropy = nn.functional.cross_entropy
+    torch.testing.assert_close(cross_entropy(small, labels), cross_entropy(whole, labels))
+
+
+def test_removing_units_that_nothing_reads_changes_no_output() -> None:
+    model = lively(resnet8())
+    structure = find_structure(model, IMAGES)
+    group = structure.group("layer2.0.conv1")
+    units = tuple(range(3, 20))
+    (reader,) = group.readers
+    with torch.no_grad():
+        model.get_submodule(reader.module).weight[:, list(units)] = 0  # type: ignore[index]
+        before = model(IMAGES)
+        after = removed(model, Plan(units={group.name: units}), structure)(IMAGES)
+    torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-5)
+
+
+def test_parameters_macs_and_bytes_agree_with_the_plan() -> None:
+    model = resnet20().eval()
+    structure = find_structure(model, IMAGES)
+    plan = Plan(("layer1.1",), {"layer3.2.conv1": tuple(range(10))})
+    small = removed(model, plan, structure)
+    block = measure.parameters(model.get_submodule("layer1.1"))
+    channels = 10 * (64 * 9 + 2 + 64 * 9)  # what writes a channel, its batch norm, what reads it
+    assert measure.parameters(model) - measure.parameters(small) == block + channels
+    gone = 2 * 16 * 16 * 9 * 16 * 16 + 10 * 2 * 64 * 9 * 4 * 4
+    assert measure.macs(model, IMAGES[:1]) - measure.macs(small, IMAGES[:1]) == gone
+    buffers = 4 * (2 * 16 * 2 + 10 * 2) + 2 * 8  # running means and variances; two counters of 8 bytes
+    assert measure.size_bytes(model) - measure.size_bytes(small) == 4 * (block + channels) + buffers
+
+
+def test_a_second_removal_needs_no_second_look() -> None:
+    model = lively(Mixed())
+    structure = find_structure(model, IMAGES)
+    assert {group.name: group.units for group in structure.groups} == {"depthwise": 10, "mix": 5}
+    first = Plan(units={"depthwise": (0, 3, 7), "mix": (4,)})
+    small, left = removed(model, first, structure), structure_after(model, first, structure)
+    assert {group.name: group.units for group in left.groups} == {"depthwise": 7, "mix": 4}
+    second = Plan(units={"depthwise": (1, 4, 6), "mix": (0,)})  # numbers of the smaller network
+    both = Plan(units={"depthwise": (0, 2, 3, 6, 7, 9), "mix": (0, 4)})
+    with torch.no_grad():
+        twice, once = removed(small, second, left)(IMAGES), removed(model, both, structure)(IMAGES)
+    torch.testing.assert_close(twice, once)
+
+
+def test_a_network_is_rebuilt_from_its_difference_and_its_weights() -> None:
+    model = lively(resnet20())
+    structure = find_structure(model, IMAGES)
+    small = removed(model, every_second(structure, structure.blocks[:2]), structure)
+    difference = Architecture.between(model, small)
+    assert difference.removed == structure.blocks[:2]
+    again = difference.applied(resnet20())
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again.eval()(IMAGES), small(IMAGES))
+    assert isinstance(model.get_submodule(structure.blocks[0]), Block)  # the original is as it was
+
+
+def test_a_difference_of_another_network_is_refused() -> None:
+    model = resnet20()
+    small = removed(model, Plan(("layer1.2",)), find_structure(model, IMAGES, ["layers"]))
+    with pytest.raises(UserError, match="architecture: does not fit ResNet"):
+        Architecture.between(model, small).applied(resnet8())
+
+
+def test_what_tracing_misreads_stays_whole() -> None:
+    structure = find_structure(resnet20(), IMAGES)
+    assert {group.name for group in structure.groups} == {
+        f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)
+    }
+    assert any("conv1 keeps its 16 channels" in note for note in structure.notes)  # its shortcut pads
+    assert structure.blocks == (
+        "layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2",
+    )  # fmt: skip
+
+
+def test_a_layer_that_is_called_twice_is_cut_on_both_sides_or_not_at_all() -> None:
+    model = lively(Twice())
+    structure = find_structure(model, IMAGES)
+    for group in structure.groups:
+        plan = Plan(units={group.name: (1, 2)})
+        torch.testing.assert_close(
+            removed(model, plan, structure)(IMAGES), masked(model, plan, structure)(IMAGES)
+        )
+
+
+def test_shared_weights_stay_shared_or_refuse() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False)})
+    model["b"].weight = model["a"].weight
+    index = torch.arange(4).unsqueeze(1)
+    same = [Slice(name, "weight", 1, index) for name in ("a", "b")]
+    group = Group("a", "channels", 4, (), tuple(same))
+    small = removed(model, Plan(units={"a": (0,)}), Structure((group,)))
+    assert small.get_submodule("a").weight is small.get_submodule("b").weight
+    assert small.get_submodule("a").weight.shape == (4, 3)  # type: ignore[union-attr]
+    other = Group("a", "channels", 4, (), (same[0], Slice("b", "weight", 0, index)))
+    with pytest.raises(UserError, match=r"b\.weight is shared, and would be cut in two different ways"):
+        removed(copy.deepcopy(model), Plan(units={"a": (0,)}), Structure((other,)))
+
+
+def test_not_all_units_of_a_group_may_go() -> None:
+    model = resnet8().eval()
+    structure = find_structure(model, IMAGES)
+    with pytest.raises(UserError, match=r"all 16 units of layer1\.0\.conv1 would be removed"):
+        removed(model, Plan(units={"layer1.0.conv1": tuple(range(16))}), structure)
+
+
+def test_a_network_of_which_nothing_can_go_says_so() -> None:
+    with pytest.raises(UserError, match=r"prune\.axes: nothing can be removed from Linear"):
+        find_structure(nn.Linear(4, 2), torch.zeros(2, 4))

@@ -1,0 +1,253 @@
+"""Prune, distil, repeat: targets that are met, rounds that are kept, interruptions, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from potstill import measure
+from potstill.config import dump, from_mapping, load, parse_yaml
+from potstill.errors import UserError
+from potstill.prune import gauge
+from potstill.run import load_student, run
+from potstill.train.loop import Training
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, width, 3, padding=1)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.relu(maps + self.conv2(torch.relu(self.norm(self.conv1(maps)))))
+
+
+class Residual(nn.Module):
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.stage = nn.Sequential(*(Block(4) for _ in range(3)))
+        self.head = nn.Linear(4 * 9, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.stage(self.stem(images))
+        return self.head(torch.nn.functional.avg_pool2d(maps, 2).flatten(1))
+"""
+RECIPE = """task: classification
+data: {kind: arrays, path: blobs}
+teacher: {model: "wide.py:Residual", weights: wide.safetensors, mean: [0.5], std: [0.25]}
+distill:
+  labels: {weight: 0.1}
+  kl: {weight: 0.9, temperature: 2}
+prune: {target: {macs: 0.5}, steps: 2, calibration: 40, candidates: 3, trial_steps: 2}
+train: {steps: 6, batch_size: 16, learning_rate: 0.02, precision: float32, checkpoint_every: 2}
+"""
+
+
+@pytest.fixture
+def project(tiny: Any) -> Any:
+    """The tiny project with a teacher of three residual blocks, trained for a moment."""
+    (tiny.root / "wide.py").write_text(NETS)
+    (tiny.root / "prune.yaml").write_text(RECIPE)
+    scope: dict[str, Any] = {}
+    exec(NETS, scope)
+    torch.manual_seed(0)
+    model: nn.Module = scope["Residual"]()
+    import numpy as np
+
+    images = torch.from_numpy(np.load(tiny.data / "train_images.npy")).float().div(255).unsqueeze(1)
+    labels = torch.from_numpy(np.load(tiny.data / "train_labels.npy"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model((images - 0.5) / 0.25), labels).backward()
+        optimizer.step()
+    from potstill.models.weights import save_weights
+
+    save_weights(model, tiny.root / "wide.safetensors")
+    return tiny
+
+
+def go(project: Any, out: Path, *overrides: str, resume: bool = False, **options: Any) -> Any:
+    return run(
+        project.root / "prune.yaml",
+        data=project.root,
+        out=out,
+        overrides=overrides,
+        resume=resume,
+        echo=options.pop("echo", lambda line: None),
+        **options,
+    )
+
+
+def test_a_run_meets_its_target_and_every_round_is_kept(project: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = go(project, out, "seeds=2")
+    found = result.data["prune"]
+    student, teacher = (result.data["models"][name] for name in ("student", "teacher"))
+    assert found["target"] == {
+        "key": "macs",
+        "value": 0.5,
+        "absolute": teacher["macs"] / 2,
+        "whole": teacher["macs"],
+    }
+    assert found["reached"] == student["macs"] <= 0.5 * teacher["macs"]
+    assert [row["round"] for row in found["rounds"]] == [1, 2]
+    assert found["rounds"][0]["cost"] <= 0.5**0.5 * teacher["macs"]
+    assert result.verdict in ("better", "same", "worse")
+    assert student["macs"] == result.data["models"]["control"]["macs"]
+    for row in found["rounds"]:
+        assert row["cost"] == row["candidates"][0]["cost"] <= row["budget"]
+        assert len(row["validation"]["student"]) == len(row["validation"]["control"]) == 2
+        losses = [candidate["loss"] for candidate in row["candidates"]]
+        assert row["flipped"] == (losses[0] > min(losses))
+    loaded = load_student(out)
+    images = loaded.preprocessing.normalise(loaded.samples(4))
+    assert result.student is not None
+    assert torch.equal(loaded.student(images), result.student(images))
+    assert measure.macs(loaded.student, images[:1]) == student["macs"]
+    first = load_student(out, round_number=1)
+    assert measure.macs(first.student, images[:1]) == found["rounds"][0]["cost"]
+    page = (out / "report.html").read_text()
+    assert "Rounds" in page
+    assert load(out / "recipe.yaml") == from_mapping(parse_yaml(dump(load(out / "recipe.yaml")), "again"))
+    assert go(project, out, "seeds=2", resume=True).data == result.data
+
+
+def test_the_control_loses_the_same_parts(project: Any, tmp_path: Path) -> None:
+    go(project, tmp_path / "run", "train.steps=1", "prune.steps=1")
+    cells = tmp_path / "run" / "rounds" / "1" / "checkpoints"
+    student, control = (load_file(cells / f"{arm}-0" / "last.safetensors") for arm in ("student", "control"))
+    assert {name: tensor.shape for name, tensor in student.items()} == {
+        name: tensor.shape for name, tensor in control.items()
+    }
+    assert any(not torch.equal(student[name], control[name]) for name in student)
+
+
+@pytest.mark.parametrize("saves", [1, 3, 5, 8, 12])
+def test_a_killed_run_goes_on_at_the_same_round_and_step(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    go(project, tmp_path / "whole")
+    real, left = Training.save, [saves]
+
+    def save(self: Training) -> None:
+        real(self)
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Training, "save", save)
+    with pytest.raises(RuntimeError, match="killed"):
+        go(project, tmp_path / "cut")
+    monkeypatch.setattr(Training, "save", real)
+    steps: list[int] = []
+    restore = Training.restore
+
+    def note(self: Training) -> None:
+        restore(self)
+        steps.append(self.step)
+
+    monkeypatch.setattr(Training, "restore", note)
+    go(project, tmp_path / "cut", resume=True)
+    assert steps[0] > 0  # in the middle of a training, not at its start
+    whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    rows = [json.loads((tmp_path / name / "result.json").read_text())["prune"] for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+
+
+def fake_clock(floor: float) -> Callable[..., dict[str, measure.Latency]]:
+    """A stopwatch for which a network takes a floor and a microsecond a parameter."""
+
+    def timed(models: Any, **options: Any) -> dict[str, measure.Latency]:
+        del options
+
+        def milliseconds(model: nn.Module) -> float:
+            blocks = floor if any(name == "stage" for name, _ in model.named_children()) else 0.0
+            return 1e-3 * measure.parameters(model) + blocks * len(list(model.modules())) / 20
+
+        found = {name: milliseconds(model) for name, (model, _) in models.items()}
+        return {name: measure.Latency(value, value, value, 3) for name, value in found.items()}
+
+    return timed
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3], ids=["predictable", "not"])
+def test_a_latency_target_holds_as_measured(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: float
+) -> None:
+    clock = fake_clock(floor)
+    monkeypatch.setattr(gauge.measure, "latency", clock)
+    teacher = go(project, tmp_path / "run", "prune.target={latency: 0.7}", "train.steps=1").data["prune"]
+    assert 0.9 * 0.7 <= teacher["reached"] / teacher["target"]["whole"] <= 0.7
+    model = load_student(tmp_path / "run").student
+    example = torch.zeros(1, 1, 6, 6)
+    assert clock({"it": (model, example)})["it"].median_ms == pytest.approx(teacher["reached"])
+
+
+def test_a_latency_that_noise_hides_is_refused(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(models: Any, **options: Any) -> dict[str, measure.Latency]:
+        del options
+        return {name: measure.Latency(1.0 + place, 1.0, 3.0, 3) for place, name in enumerate(models)}
+
+    monkeypatch.setattr(gauge.measure, "latency", noisy)
+    with pytest.raises(UserError, match=r"prune\.target\.latency: cannot be resolved: the same network.*50"):
+        go(project, tmp_path / "run", "prune.target={latency: 0.5}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prune.target={macs: 0.001}", r"prune\.target\.macs: cannot be reached: the smallest .* is \d+"),
+        ("prune.target={parameters: 99999}", r"prune\.target\.parameters: must be below the model's own"),
+        ("prune.target={macs: 1}", r"prune\.target\.macs: must be below the model's own"),
+        ("prune.target={macs: 0.5, bytes: 0.5}", r"prune\.target: expected one of .*got macs and bytes"),
+        ("prune.target={}", r"prune\.target: expected one of parameters, .*got none"),
+        ("prune.target={speed: 2}", r"prune\.target\.speed: unknown key"),
+        ("prune.axes=[width]", r"prune\.axes: expected"),
+        ("scheme=mutual", r"teacher: has no meaning|prune: has no meaning"),
+        (
+            "student={model: 'wide.py:Residual'}",
+            r"student\.weights: missing; what is pruned must have learnt",
+        ),
+    ],
+)
+def test_what_a_recipe_may_not_ask(project: Any, tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        go(project, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()  # nothing to clear away before the next try
+
+
+def test_a_round_that_is_not_there_is_named(project: Any, tmp_path: Path) -> None:
+    go(project, tmp_path / "run", "train.steps=1", "prune.steps=1")
+    with pytest.raises(UserError, match="round: expected one of 1, got 3"):
+        load_student(tmp_path / "run", round_number=3)
+
+
+def test_calibration_losses_are_the_tasks(project: Any) -> None:
+    from potstill.assembly import load_experiment
+    from potstill.folder import RunFolder
+    from potstill.rounds import Rounds
+
+    experiment = load_experiment(load(project.root / "prune.yaml"), [project.root])
+    loop = Rounds(
+        experiment, RunFolder(project.root / "x"), lambda *_: None, control=False, echo=lambda line: None
+    )
+    losses: list[Tensor] = list(loop.losses(loop.original))
+    assert [len(one) for one in losses] == [16, 16, 8]
