@@ -134,6 +134,14 @@ def test_every_scheme_matches_features_by_a_line(
     assert any(key.endswith(name) for row in rows for key in row.get("parts", {}))
 
 
+@pytest.mark.parametrize("scheme", ["mean_teacher", "smoothed_labels"])
+def test_weights_are_measured_where_one_student_learns(tiny: Any, tmp_path: Path, scheme: str) -> None:
+    block = "distill: {labels: {weight: 1}, kl: {weight: auto}}\n"
+    result = go(tiny, tmp_path / "run", scheme, distill=block)
+    (weight,) = result.data["models"]["student"]["weights"]["kl"]
+    assert weight > 0
+
+
 def test_the_student_is_the_best_peer_with_its_architecture(tiny: Any, tmp_path: Path) -> None:
     result = go(tiny, tmp_path / "run", MIXED, epochs=3)
     row = json.loads((tmp_path / "run" / "checkpoints" / "student-0" / "trained.json").read_text())
@@ -485,6 +493,16 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "mutual",
         {"distill": "distill: {kl: {weight: auto}}\n"},
         "distill.kl.weight: auto has no meaning with scheme: mutual",
+    ),
+    "measured weights of generations": (
+        "{kind: born_again, generations: 2}",
+        {"distill": "distill: {kl: {weight: auto}}\n"},
+        "distill.kl.weight: auto has no meaning with scheme: born_again",
+    ),
+    "measured weights of exits": (
+        EXITS,
+        {"student": "Staged", "distill": "distill: {kl: {weight: auto}}\n"},
+        "distill.kl.weight: auto has no meaning with scheme: deep_supervision",
     ),
     "terms beside weighted": (
         "{kind: born_again, knowledge: weighted}",

@@ -128,6 +128,7 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .plain td small{white-space:nowrap}
 .part{margin:38px 0 18px}
 .scroll{overflow-x:auto}
+.scroll+.pair{margin-top:34px}
 .scroll table{min-width:560px}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:22px}
 .card{background:var(--panel);border-radius:10px;padding:16px 18px 12px;min-width:0}
