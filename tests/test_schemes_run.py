@@ -168,11 +168,11 @@ def test_every_exit_has_a_verdict_and_none_without_a_control(tiny: Any, tmp_path
     result = go(tiny, tmp_path / "run", EXITS, student="Staged")
     assert list(result.data["over_control"]) == ["first", "deepest"]
     assert result.data["over_control"]["deepest"]["gain"] == result.gain
-    assert "Points over the control" in (tmp_path / "run" / "report.html").read_text()
+    assert "Over the control, " in (tmp_path / "run" / "report.html").read_text()
     path = write(tiny, "mutual")
     alone = run(path, data=tiny.root, out=tmp_path / "alone", control=False, echo=lambda line: None)
     assert "over_control" not in alone.data
-    assert "Points over the control" not in (tmp_path / "alone" / "report.html").read_text()
+    assert "Over the control, " not in (tmp_path / "alone" / "report.html").read_text()
 
 
 def test_the_first_generation_without_a_teacher_learns_as_the_control(tiny: Any, tmp_path: Path) -> None:
@@ -408,6 +408,8 @@ def test_co_teachers_need_a_teacher(tiny: Any, tmp_path: Path) -> None:
     path = write(tiny, "{kind: born_again}", teacher='co_teachers: [{model: "nets.py:big"}]\n')
     with pytest.raises(UserError, match="co_teachers: has no meaning without a teacher"):
         run(path, data=tiny.root, out=tmp_path / "run", echo=lambda line: None)
+    with pytest.raises(UserError, match="co_teachers: is for task: classification"):
+        load("shakespeare-characters", ["co_teachers=[{model: m}]"])
     with pytest.raises(UserError, match=r"teacher.cache: keeps what one network answers"):
         load(write(tiny, "offline", teacher=f"{TEACHER}co_teachers: [{{model: m}}]\n"), ["teacher.cache={}"])
 

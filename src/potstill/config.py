@@ -202,6 +202,8 @@ def _check_teacher(recipe: Recipe) -> None:
         )
     if use == "refused" and recipe.teacher is not None:
         raise UserError("teacher", f"has no meaning with scheme: {kind}, which teaches itself; leave it out")
+    if recipe.co_teachers and recipe.task != "classification":
+        raise UserError("co_teachers", f"is for task: classification, got task: {recipe.task}; leave it out")
     if recipe.co_teachers and recipe.teacher is None:
         raise UserError("co_teachers", "has no meaning without a teacher that they teach with")
     if recipe.co_teachers and recipe.teacher is not None and recipe.teacher.cache is not None:

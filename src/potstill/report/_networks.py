@@ -8,7 +8,6 @@ from html import escape
 from typing import Any
 
 from potstill.report._figures import history_band
-from potstill.report._format import interval_points, percent, points
 from potstill.report._material import Material, section
 from potstill.report.charts import Band, curves
 
@@ -24,17 +23,25 @@ def networks(material: Material) -> str:
         return ""
     chosen = material.result.get("chosen") or []
     over = material.result.get("over_control") or {}
-    rows = "".join(_row(name, values, _role(name, chosen), over.get(name)) for name, values in found.items())
+    rows = "".join(
+        _row(material, name, values, _role(name, chosen), over.get(name)) for name, values in found.items()
+    )
     if together := material.result.get(ENSEMBLE):
-        rows += _row(ENSEMBLE, together, "averaged probabilities of all of them", over.get(ENSEMBLE))
+        rows += _row(
+            material, ENSEMBLE, together, "averaged probabilities of all of them", over.get(ENSEMBLE)
+        )
     if "control" in material.arms:
         rows += _row(
-            "control", material.model("control").get("per_seed") or [], "the student's network alone"
+            material,
+            "control",
+            material.model("control").get("per_seed") or [],
+            "the student's network alone",
         )
     metric = escape(material.metric).capitalize()
     heads = f'<th scope="col">Network</th><th scope="col" class="num">{metric}</th>'
     heads += '<th scope="col">Each seed</th>'
-    heads += f'<th scope="col">{"Points over the control, 95 % interval" if over else ""}</th>'
+    gains = f"Over the control, {escape(material.gain_unit)}, 95 % interval" if over else ""
+    heads += f'<th scope="col">{gains}</th>'
     table = (
         f'<div class="scroll"><table class="plain"><thead><tr>{heads}<th scope="col"></th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -48,13 +55,19 @@ def networks(material: Material) -> str:
     )
 
 
-def _row(name: str, values: Sequence[float], role: str, over: Mapping[str, Any] | None = None) -> str:
-    mean = percent(sum(values) / len(values)) if values else ""
-    seeds = ", ".join(percent(value) for value in values) if len(values) > 1 else ""
+def _row(
+    material: Material,
+    name: str,
+    values: Sequence[float],
+    role: str,
+    over: Mapping[str, Any] | None = None,
+) -> str:
+    mean = material.written(sum(values) / len(values)) if values else ""
+    seeds = ", ".join(material.written(value) for value in values) if len(values) > 1 else ""
     gain = ""
     if over:
-        low, high = over["interval"]
-        gain = f"<b>{points(over['gain'])}</b> ({interval_points((low, high))}): {escape(over['verdict'])}"
+        low, high = (material.gained(value) for value in over["interval"])
+        gain = f"<b>{material.gained(over['gain'])}</b> ({low} to {high}): {escape(over['verdict'])}"
     return (
         f'<tr><th scope="row">{escape(name)}</th><td class="num"><b>{mean}</b></td><td>{seeds}</td>'
         f"<td>{gain}</td><td>{escape(role)}</td></tr>"
@@ -75,7 +88,8 @@ def _course(material: Material, names: Sequence[str]) -> str:
         return ""
     label = f"validation {material.metric} of {', '.join(band.label for band in bands)} over the epochs"
     title = f"Validation {escape(material.metric)} of each, and of all together"
-    return f"<figure><h3>{title}</h3>{curves(bands, label=label, x_title='epoch', fractions=True)}</figure>"
+    chart = curves(bands, label=label, x_title="epoch", fractions=material.shares)
+    return f"<figure><h3>{title}</h3>{chart}</figure>"
 
 
 def _bands(material: Material, names: Sequence[str]) -> Iterator[Band]:
