@@ -75,7 +75,11 @@ def test_shipped_recipes_load_and_are_short(name: str) -> None:
         ("seeds=0", "seeds: must be >= 1, got 0"),
         ("train=3", "train: expected a mapping of keys, got int 3"),
         ("student={}", "student.model: missing; this key has no default"),
-        ("task=segmentation", "task: expected one of classification, language_modeling, got 'segmentation'"),
+        (
+            "task=segmentation",
+            "task: expected one of classification, text_classification, language_modeling, "
+            "got 'segmentation'",
+        ),
         ("distill.kll={}", "distill.kll: unknown loss; did you mean 'kl'?"),
         ("distill.kl.temprature=3", "distill.kl.temprature: unknown option; did you mean 'temperature'?"),
         ("distill.kl.temperature=-1", "distill.kl.temperature: must be > 0, got -1"),

@@ -350,7 +350,11 @@ def bert(layers: int, attention: str = "eager") -> list[LayerShape]:
 
 def test_bert_learns_from_a_bert_of_more_layers() -> None:
     small, big, name = bert(2), bert(4), "bert.encoder.layer."
-    assert paired(auto_pairs(small, big)) == [(f"{name}0", f"{name}1"), (f"{name}1", f"{name}3")]
+    assert paired(auto_pairs(small, big)) == [
+        (f"{name}0:input", f"{name}0:input"),  # the embeddings
+        (f"{name}0", f"{name}1"),
+        (f"{name}1", f"{name}3"),
+    ]
     assert paired(auto_pairs(small, big, signal="attention")) == [
         (f"{name}0.attention.self:attention", f"{name}1.attention.self:attention"),
         (f"{name}1.attention.self:attention", f"{name}3.attention.self:attention"),

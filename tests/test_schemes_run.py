@@ -19,8 +19,9 @@ from potstill.assembly import load_experiment
 from potstill.compare import compare_methods
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
+from potstill.loaded import load_student
 from potstill.models.exits import WithExits
-from potstill.run import load_student, run
+from potstill.run import run
 from potstill.schemes import Offline
 from potstill.teachers import Ensemble
 from potstill.train.observe import Many

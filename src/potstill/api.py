@@ -11,15 +11,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from potstill import distributed
-from potstill.assembly import assemble, of_images
+from potstill.assembly import assemble
 from potstill.config import Recipe, from_mapping
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.folder import RunFolder
+from potstill.images import image_task
+from potstill.loaded import IN_MEMORY
+from potstill.materials import Material
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
-from potstill.run import IN_MEMORY, Echo, Result, execute, finished
+from potstill.run import Echo, Result, execute, finished
 
 __all__ = ["distill"]
 
@@ -148,8 +151,8 @@ def _experiment(
     for role in ("student", "teacher") if teacher is not None else ("student",):
         if role not in views:
             raise UserError(f"preprocessing.{role}", f"missing; got {sorted(views)}")
-    task = of_images(recipe, splits, views)
-    return assemble(recipe, splits, teacher=teacher, student=first, fresh=fresh, task=task)
+    task = image_task(recipe, splits, views)
+    return assemble(recipe, Material(splits=splits, task=task, teacher=teacher, student=first, fresh=fresh))
 
 
 def _preprocessing(

@@ -204,8 +204,8 @@ def measure(run_folder: RunPath, data: Data = None, number: Round = None, show: 
     """Parameters, MACs, bytes and latency of teacher and student, timed in turns."""
     with reporting(show):
         from potstill.environment import processor
+        from potstill.loaded import load_student
         from potstill.measure import measure as measure_models
-        from potstill.run import load_student
 
         loaded = load_student(run_folder, data, round_number=number)
         networks = {} if loaded.teacher is None else {"teacher": loaded.teacher}
@@ -235,8 +235,8 @@ def export(
         from potstill.deploy.export import export_onnx
         from potstill.deploy.segments_export import export_run_exits
         from potstill.folder import RunFolder
+        from potstill.loaded import load_student
         from potstill.models.exits import WithExits
-        from potstill.run import load_student
 
         loaded = load_student(run_folder, data, round_number=number)
         path = out or run_folder / "student.onnx"

@@ -49,17 +49,15 @@ def compare(
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
         return _value(term, term.function, student.output, _constant(teacher.output), batch, batch.where)
     pairs = list(pairs)
-    mask = batch.where
-    if mask is not None and term.signal not in ("tokens", "attention"):
-        mask = any_valid(mask)
-    ours = [_brought(term, student.output, student.taps[pair.key]) for pair in pairs]
-    if term.signal != "gradients":
-        theirs = [_brought(term, teacher.output, _constant(teacher.taps[pair.teacher])) for pair in pairs]
-    else:
-        theirs = [_brought(term, teacher.output, teacher.taps[pair.teacher]) for pair in pairs]
+    tokens = batch.tokens("student"), batch.tokens("teacher")
+    kept = term.signal == "gradients"  # the only ones that need the teacher's graph
+    ours = [_brought(term, student.output, student.taps[pair.key], tokens[0]) for pair in pairs]
+    taps = [teacher.taps[pair.teacher] for pair in pairs]
+    theirs = [_brought(term, teacher.output, tap if kept else _constant(tap), tokens[1]) for tap in taps]
     values = []
     for place, given in enumerate(_spans(term, ours, theirs)):
         key = pairs[place].matcher
+        mask = _mask(term, student.taps[pairs[place].key], tokens[0])
         call = _told(matchers[key], batch) if key and matchers is not None else term.function
         values.append(_value(term, call, *given, batch, mask))
     total = torch.stack(values).sum()
@@ -92,10 +90,28 @@ def _remember(
     remember(ours, theirs, index=rows, where=None if where is None else distributed.gather(where))
 
 
-def _brought(term: Term, output: Tensor, tapped: Tensor) -> Given:
-    """One layer's tensor as the loss wants it."""
+def _mask(term: Term, tapped: Tensor, tokens: Tensor | None) -> Tensor | None:
+    """What counts: of losses that go by tokens each token, of others whole samples."""
+    if tokens is None or term.signal in ("tokens", "attention"):
+        return tokens
+    by_token = term.signal == "features" and not term.spec.over_set and term.spec.learns is None
+    if by_token and tapped.dim() == 3 and tapped.shape[:2] == tokens.shape:
+        return tokens
+    return any_valid(tokens)
+
+
+def _brought(term: Term, output: Tensor, tapped: Tensor, tokens: Tensor | None) -> Given:
+    """One layer's tensor as the loss wants it; vectors are pooled over the tokens that are there."""
     if term.signal == "gradients":
         return output, tapped
+    if (
+        term.signal == "vectors"
+        and tapped.dim() == 3
+        and tokens is not None
+        and tokens.shape == tapped.shape[:2]
+    ):
+        there = tokens[:, :, None]
+        return tapped.masked_fill(~there, 0.0).sum(dim=1) / there.sum(dim=1).clamp(min=1)
     if term.signal == "vectors" and tapped.dim() > 2:
         return tapped.mean(dim=1) if tapped.dim() == 3 else tapped.flatten(2).mean(dim=2)
     return tapped

@@ -39,7 +39,7 @@ COUNT = Range(least=1)
 class Recipe:
     """Everything that decides a run; the resolved one is saved beside its results."""
 
-    task: Literal["classification", "language_modeling"] = "classification"
+    task: Literal["classification", "text_classification", "language_modeling"] = "classification"
     """What is learnt."""
     data: DataConfig
     """What it is learnt from."""
@@ -201,7 +201,7 @@ def _check_teacher(recipe: Recipe) -> None:
             "teacher", f"missing; scheme: {kind} needs one (others, such as mutual and born_again, do not)"
         )
     if use == "refused" and recipe.teacher is not None:
-        raise UserError("teacher", f"has no meaning with scheme: {kind}, which teaches itself; leave it out")
+        raise UserError("teacher", f"has no meaning with scheme: {kind}, which has none; leave it out")
     if recipe.co_teachers and recipe.task != "classification":
         raise UserError("co_teachers", f"is for task: classification, got task: {recipe.task}; leave it out")
     if recipe.co_teachers and recipe.teacher is None:

@@ -21,7 +21,13 @@ from potstill.data.loader import Loader
 from potstill.measure import OneInput
 from potstill.objective import Objective
 from potstill.schemes import Offline
-from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, Ingredients, MutualConfig
+from potstill.schemes.settings import (
+    AnyScheme,
+    DeepSupervisionConfig,
+    Ingredients,
+    LabelsConfig,
+    MutualConfig,
+)
 from potstill.tasks import Task
 from potstill.teachers import MixedAnswers
 from potstill.train.course import Prepare
@@ -175,8 +181,13 @@ class Experiment:
 
     @property
     def has_control(self) -> bool:
-        """Whether there is a plain training to compare with: exits alone leave the network as it came."""
+        """Whether there is a plain training to compare with.
+
+        Exits alone leave the network as it came, and what learns from labels alone is its own control.
+        """
         scheme = self.recipe.scheme
+        if isinstance(scheme, LabelsConfig):
+            return False
         return not isinstance(scheme, DeepSupervisionConfig) or scheme.train_backbone
 
     def evaluation(self, part: SampleSet) -> Loader:

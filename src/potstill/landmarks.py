@@ -10,7 +10,10 @@ from potstill.errors import UserError
 from potstill.recording import LayerShape
 from potstill.taps import INPUT, NO_ATTENTION
 
-__all__ = ["attention", "blocks", "family", "hidden", "pooled", "stages"]
+__all__ = ["attention", "blocks", "family", "hidden", "pooled", "projections", "stages"]
+
+PROJECTIONS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
+"""What networks of the transformers library call their queries, keys and values."""
 
 
 def stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
@@ -81,6 +84,16 @@ def attention(layers: Sequence[LayerShape], role: str, where: str) -> list[Layer
     if not found:
         raise UserError(where, f"auto finds no attention (N, heads, L, L) in the {role}; {NO_ATTENTION}")
     return found
+
+
+def projections(layers: Sequence[LayerShape]) -> list[str]:
+    """Paths of queries, keys and values of the last layer, where each is a module of its own."""
+    paths = [layer.path for layer in _outputs(layers, "tokens")]
+    for names in PROJECTIONS:
+        ends = [[path for path in paths if path.endswith(f".{name}")] for name in names]
+        if all(ends):
+            return [found[-1] for found in ends]
+    return []
 
 
 def hidden(layers: Sequence[LayerShape]) -> str:

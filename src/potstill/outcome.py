@@ -16,7 +16,7 @@ from potstill.cells import Finished
 from potstill.experiment import Arm, Experiment
 from potstill.folder import RunFolder
 from potstill.networks import DEEPEST, ByExit, evaluate_networks, predict_cell
-from potstill.schemes.settings import DeepSupervisionConfig
+from potstill.schemes.settings import DeepSupervisionConfig, LabelsConfig
 from potstill.tasks import Answers, Task
 from potstill.verdict import Verdict, compare
 
@@ -225,6 +225,8 @@ def _arm_result(outcome: ArmOutcome, teacher: Answers | None, task: Task, test: 
 
 def _without_control(experiment: Experiment) -> str:
     """Why there is no verdict."""
+    if isinstance(experiment.recipe.scheme, LabelsConfig):
+        return "learnt from labels alone: there is nothing to compare it with"
     if experiment.has_control:
         return "no control was trained (--no-control)"
     return "no control was trained: the network stays as it came, only its exits learn"

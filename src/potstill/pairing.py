@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from potstill.errors import UserError, nearest
-from potstill.landmarks import attention, blocks, family, hidden, pooled, stages
+from potstill.landmarks import attention, blocks, family, hidden, pooled, projections, stages
 from potstill.recording import LayerShape
 from potstill.taps import ATTENTION, INPUT, NO_ATTENTION
 
@@ -62,7 +62,10 @@ def auto_pairs(
         return _placed(_pairs_by_depth(ours, theirs, "attention"), at)
     if signal == "vectors":
         return [Pair(pooled(student), pooled(teacher), "last features before the head, pooled")]
-    return _placed(_all_pairs(student, teacher, signal, where), at)
+    if signal == "tokens" and at == "last" and (found := _projections(student, teacher)):
+        return found
+    pairs = _placed(_all_pairs(student, teacher, signal, where), at)
+    return [*_embeddings(student, teacher, pairs), *pairs] if at == "stages" else pairs
 
 
 def before_activations(
@@ -126,6 +129,29 @@ def _pairs_by_size(student: list[LayerShape], teacher: list[LayerShape]) -> list
     if pairs:
         return pairs
     return _pairs_by_depth(student, teacher, "stage")
+
+
+def _projections(student: Sequence[LayerShape], teacher: Sequence[LayerShape]) -> list[Pair]:
+    """Queries, keys and values of both last layers, where each is a module of its own."""
+    both = zip(projections(student), projections(teacher), ("queries", "keys", "values"), strict=False)
+    return [Pair(ours, theirs, f"{name} of the last layers") for ours, theirs, name in both]
+
+
+def _embeddings(
+    student: Sequence[LayerShape], teacher: Sequence[LayerShape], pairs: Sequence[Pair]
+) -> list[Pair]:
+    """What goes into the first blocks, of networks that take token numbers; else nothing."""
+    firsts = []
+    for layers, paired in ((student, pairs[0].student), (teacher, pairs[0].teacher)):
+        found = blocks(layers)
+        if len(layers[0].shape) != 2 or all(block.path != paired for block in found):
+            return []
+        path = f"{found[0].path}{INPUT}"
+        entry = next((layer for layer in layers if layer.path == path), None)
+        if entry is None or entry.kind != "tokens" or not entry.stable:
+            return []
+        firsts.append(path)
+    return [Pair(firsts[0], firsts[1], "embeddings")]
 
 
 def _pairs_by_depth(student: list[LayerShape], teacher: list[LayerShape], name: str = "block") -> list[Pair]:

@@ -14,7 +14,13 @@ from potstill.objective import Objective
 from potstill.outcome import Outcome
 from potstill.quality import shown
 from potstill.report.content import History, PairRow, ReportContent, TermRow
-from potstill.schemes.settings import BornAgainConfig, DeepSupervisionConfig, MutualConfig, SchemeConfig
+from potstill.schemes.settings import (
+    BornAgainConfig,
+    DeepSupervisionConfig,
+    LabelsConfig,
+    MutualConfig,
+    SchemeConfig,
+)
 
 __all__ = ["tell"]
 
@@ -91,6 +97,8 @@ def _last_length(experiment: Experiment, cell: Finished) -> tuple[dict[str, floa
 
 def _short(spec: str) -> str:
     """``potstill.models.cifar:resnet56`` as ``resnet56``."""
+    if spec == "teacher":
+        return "layers of the teacher"
     name = spec.rpartition(":")[2] or spec
     return Path(name).name.removeprefix("<in memory> ")
 
@@ -122,7 +130,9 @@ def _setup(
             f"{recipe.seeds} seed(s) draws new initial weights and a new order for both."
         )
     else:
-        yield f"The student is trained on {given}, and {_lesson(recipe)}. No control was trained."
+        alone = isinstance(recipe.scheme, LabelsConfig)
+        more = " alone" if alone else f", and {_lesson(recipe)}. No control was trained"
+        yield f"The student is trained on {given}{more}."
     select = recipe.train.select
     timed = "teacher and student" if recipe.teacher is not None else "the networks"
     chosen = "The last epoch's weights count" if select == "last" else "The best epoch by validation counts"
@@ -192,6 +202,7 @@ def _lesson(recipe: Recipe) -> str:
         "deep_supervision": "through its exits",
         "mean_teacher": "from the average of its own weights",
         "smoothed_labels": "from smoothed labels",
+        "labels": "from nothing else",
     }[recipe.scheme.kind]
 
 

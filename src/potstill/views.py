@@ -45,7 +45,7 @@ def write_views(experiment: Experiment, path: Path) -> bool:
     Raises:
         UserError: If the file cannot be written.
     """
-    if experiment.recipe.augment == AugmentConfig():
+    if experiment.recipe.augment == AugmentConfig() or not isinstance(experiment.task, Classification):
         return False
     if distributed.is_main():
         buffer = io.BytesIO()

@@ -28,6 +28,7 @@ def fused(count: int = 6) -> Pair:
 ROWS: dict[str, Row] = {
     "attention_maps": Row(attention),
     "attention_maps mse": Row(attention, {"variant": "mse"}),
+    "hidden_states": Row(tokens),
     "minilm_relation": Row(tokens),
     "minilm_relation heads": Row(tokens, {"relation_heads": 2}),
     "minilm_relation qkv": Row(fused, {"split": "qkv", "relation_heads": 4}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potstill.losses import attention_maps, minilm_relation
+from potstill.losses import attention_maps, feature_cosine, feature_mse, hidden_states, minilm_relation
 
 Rows = list[list[float]]
 
@@ -187,3 +188,31 @@ def test_what_cannot_be_compared_is_named() -> None:
         minilm_relation(torch.ones(2, 3, 4), torch.ones(2, 3, 4), relation_heads=3)
     with pytest.raises(ValueError, match=r"three equal parts.*\(2, 3, 4\)"):
         minilm_relation(torch.ones(2, 3, 4), torch.ones(2, 3, 4), split="qkv")
+
+
+def test_hidden_states_equal_their_oracle_and_a_golden_number() -> None:
+    student, teacher = tokens(6), tokens(6, seed=1)
+    where = torch.tensor([[True, True, False, False], [True] * 4, [False] * 4])
+    values = hidden_states(student, teacher, where=where)
+    for row, valid in enumerate([2, 4, 0]):
+        squares = [
+            (a - b) ** 2
+            for ours, theirs in zip(student[row][:valid].tolist(), teacher[row][:valid].tolist(), strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        expected = sum(squares) / len(squares) if squares else 0.0
+        assert float(values[row]) == pytest.approx(expected, rel=1e-12)
+    ones, zeros = torch.ones(1, 2, 3), torch.zeros(1, 2, 3)
+    assert float(hidden_states(ones, 0.5 * zeros)) == 1.0
+    with pytest.raises(ValueError, match="of one shape"):
+        hidden_states(ones, torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("loss", [feature_mse, feature_cosine])
+def test_features_of_tokens_may_be_masked_token_by_token(loss: Any) -> None:
+    student, teacher = tokens(6), tokens(6, seed=1)
+    where = torch.tensor([[True, True, False, False]] * 3)
+    student[:, 2:] = torch.nan
+    torch.testing.assert_close(
+        loss(student, teacher, where=where), loss(student[:, :2], teacher[:, :2]), rtol=1e-12, atol=1e-12
+    )

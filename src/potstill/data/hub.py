@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face ``datasets`` library, by hub name or local path."""
+"""Data sets of the Hugging Face ``datasets`` library, by hub name or local path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from potstill.data.dataset import ImageSet
 from potstill.data.own import from_datasets
 from potstill.errors import UserError, nearest
 
-__all__ = ["load_huggingface"]
+__all__ = ["SPELLED", "load_huggingface", "load_splits"]
 
 SPELLED = {
     "train": "train",
@@ -40,14 +40,9 @@ def load_huggingface(
     Raises:
         UserError: If the library is not installed, or the set or its columns cannot be found.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("data.kind", "datasets is not installed: pip install 'potstill[data]'") from error
-    loaded = _loaded(datasets, source, arguments)
-    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
-    if "train" not in splits:
-        raise UserError("data.path", f"{source}: expected a split 'train', got {sorted(splits)}")
+    splits = load_splits(source, arguments)
+    import datasets
+
     train = splits["train"]
     image = _column(train, columns[0], datasets.Image, IMAGE_COLUMNS, "data.image_column")
     label = _column(train, columns[1], datasets.ClassLabel, LABEL_COLUMNS, "data.label_column")
@@ -61,6 +56,23 @@ def load_huggingface(
         if name in SPELLED
     }
     return from_datasets(parts, names, size, "data.path: ")
+
+
+def load_splits(source: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits of a data set by the library's names, ``train`` among them.
+
+    Raises:
+        UserError: If the library is not installed, or there is no such set.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("data.kind", "datasets is not installed: pip install 'potstill[data]'") from error
+    loaded = _loaded(datasets, source, arguments)
+    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    if "train" not in splits:
+        raise UserError("data.path", f"{source}: expected a split 'train', got {sorted(splits)}")
+    return splits
 
 
 def _loaded(datasets: Any, source: str, arguments: Mapping[str, Any]) -> Any:

@@ -10,27 +10,30 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import numpy as np
 
 from potstill.data.arrays import load_arrays
-from potstill.data.dataset import ImageSet
+from potstill.data.dataset import ImageSet, LabelledSet
 from potstill.data.files import load_folder
 from potstill.data.hub import load_huggingface
 from potstill.data.named import load_torchvision
 from potstill.data.own import from_datasets, parts_of
 from potstill.data.split import cut, stratified
+from potstill.data.texts import TextSet, load_texts
 from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.specs import attribute, find
 
-__all__ = ["DataConfig", "Splits", "complete", "load_data"]
+__all__ = ["DataConfig", "Splits", "complete", "load_data", "load_text_data"]
 
 COUNT = Range(least=1)
 Part = TypeVar("Part")
+Labelled = TypeVar("Labelled", bound=LabelledSet)
+TEXTS = ("jsonl", "csv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What the networks learn from and are measured on."""
 
-    kind: Literal["arrays", "folder", "torchvision", "huggingface", "own"] = "arrays"
+    kind: Literal["arrays", "folder", "torchvision", "huggingface", "own", "jsonl", "csv"] = "arrays"
     """How the data is stored."""
     path: str | None = None
     """Folder or file; for ``own`` ``file.py:attribute`` or ``module:attribute``; a hub name."""
@@ -46,8 +49,12 @@ class DataConfig:
     """Seed of every cut; the same for all seeds of a run, and for later runs that compare with it."""
     image_column: str | None = None
     """Column of a Hugging Face data set."""
+    text_column: str | None = None
+    """Column of texts."""
     label_column: str | None = None
-    """Column of a Hugging Face data set."""
+    """Column of labels."""
+    max_length: Annotated[int, Range(least=2)] = 128
+    """Tokens of a text beyond which it is cut."""
     workers: Annotated[int, Range(least=0)] = 0
     """Processes that decode images; sets in memory need none."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +88,8 @@ def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[ImageSet]
     Raises:
         UserError: At the dotted key of what is missing or does not fit.
     """
+    if config.kind in TEXTS:
+        raise UserError("data.kind", f"{config.kind} holds texts; say task: text_classification")
     if config.kind == "torchvision":
         if config.name is None:
             raise UserError("data.name", "missing; kind torchvision needs the name of a data set, as CIFAR10")
@@ -106,6 +115,22 @@ def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[ImageSet]
     return complete(parts, config)
 
 
+def load_text_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[TextSet]:
+    """The same for texts: ``jsonl``, ``csv`` or a ``huggingface`` set of local files.
+
+    Raises:
+        UserError: At the dotted key of what is missing or does not fit.
+    """
+    if config.kind not in (*TEXTS, "huggingface"):
+        raise UserError("data.kind", f"expected jsonl, csv or huggingface for texts, got {config.kind!r}")
+    if config.path is None:
+        raise UserError("data.path", f"missing; kind {config.kind} needs it")
+    path = find(config.path, search, "data.path")
+    return complete(
+        load_texts(config.kind, path, (config.text_column, config.label_column), config.arguments), config
+    )
+
+
 def _called(made: Any, config: DataConfig) -> Any:
     try:
         return made(**config.arguments)
@@ -113,7 +138,7 @@ def _called(made: Any, config: DataConfig) -> Any:
         raise UserError("data.arguments", f"{config.path} refuses them: {error}") from error
 
 
-def complete(parts: Mapping[str, ImageSet], config: DataConfig) -> Splits[ImageSet]:
+def complete(parts: Mapping[str, Labelled], config: DataConfig) -> Splits[Labelled]:
     """Cut the missing parts from the training part, and limit what remains of it.
 
     Raises:
@@ -143,13 +168,15 @@ def complete(parts: Mapping[str, ImageSet], config: DataConfig) -> Splits[ImageS
     return Splits(train, validation, test, notes)
 
 
-def _check_alike(train: ImageSet, other: ImageSet, part: str) -> None:
+def _check_alike(train: LabelledSet, other: LabelledSet, part: str) -> None:
     if other.class_names != train.class_names:
         raise UserError(
             f"data: {part}",
             f"expected the {len(train.class_names)} classes of the training part, got "
             f"{len(other.class_names)}: {', '.join(other.class_names[:6])}",
         )
+    if not isinstance(train, ImageSet) or not isinstance(other, ImageSet):
+        return
     if (other.channels, other.size) != (train.channels, train.size):
         raise UserError(
             f"data: {part}",

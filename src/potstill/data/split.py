@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.data.dataset import ImageSet
+from potstill.data.dataset import LabelledSet
 from potstill.errors import UserError
 
 __all__ = ["cut", "stratified"]
+
+Part = TypeVar("Part", bound=LabelledSet)
 
 
 def stratified(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -31,7 +35,7 @@ def stratified(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.i
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def cut(whole: ImageSet, share: float, seed: int, where: str) -> tuple[ImageSet, ImageSet]:
+def cut(whole: Part, share: float, seed: int, where: str) -> tuple[Part, Part]:
     """What remains of ``whole``, and a stratified part of it.
 
     Args:

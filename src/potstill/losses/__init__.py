@@ -25,7 +25,7 @@ from potstill.losses.relations.probabilistic import probabilistic_transfer
 from potstill.losses.relations.selectivity import neuron_selectivity
 from potstill.losses.relations.similarity import similarity_preserving
 from potstill.losses.sparsity import activation_boundary, activation_pattern
-from potstill.losses.transformers import attention_maps, minilm_relation
+from potstill.losses.transformers import attention_maps, hidden_states, minilm_relation
 from potstill.losses.variational import variational_information
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "gradient_attention",
     "gram",
     "hard_cross_entropy",
+    "hidden_states",
     "kl",
     "layer_correlation",
     "logit_mse",

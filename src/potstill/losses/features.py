@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.losses._declare import matches
-from potstill.losses.reduce import blanked, masked
+from potstill.losses.reduce import blanked, masked, mean_over_rows
 
 __all__ = ["feature_cosine", "feature_mse"]
 
@@ -35,7 +35,7 @@ def feature_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None
     Args:
         student: Adapted features ``(N, C, H, W)``, ``(N, L, C)`` or ``(N, C)``.
         teacher: Features of the same shape.
-        where: Boolean ``(N,)``: which samples count.
+        where: Boolean ``(N,)``: which samples count; of tokens also ``(N, L)``: which tokens.
 
     Returns:
         One value per sample, ``(N,)``, never below 0.
@@ -51,6 +51,8 @@ def feature_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None
         tensor([1., 1.])
     """
     student, teacher = _comparable(student, teacher, where)
+    if where is not None and where.dim() == 2:
+        return mean_over_rows((student - teacher).square().mean(dim=-1), where)
     return masked((student - teacher).square().flatten(1).mean(dim=1), where)
 
 
@@ -66,7 +68,7 @@ def feature_cosine(student: Tensor, teacher: Tensor, *, where: Tensor | None = N
     Args:
         student: Adapted features ``(N, C, H, W)``, ``(N, L, C)`` or ``(N, C)``.
         teacher: Features of the same shape.
-        where: Boolean ``(N,)``: which samples count.
+        where: Boolean ``(N,)``: which samples count; of tokens also ``(N, L)``: which tokens.
 
     Returns:
         One value per sample, ``(N,)``, 0 to 2.
@@ -89,6 +91,8 @@ def feature_cosine(student: Tensor, teacher: Tensor, *, where: Tensor | None = N
     values = (first - second).square().sum(dim=channels) / 2
     one_is_zero = (first.square().sum(dim=channels) == 0) ^ (second.square().sum(dim=channels) == 0)
     values = torch.where(one_is_zero, 2 * values, values)  # that half is 1/2 where one vector is 0
+    if where is not None and where.dim() == 2:
+        return mean_over_rows(values, where)
     return masked(values.reshape(values.shape[0], -1).mean(dim=1), where)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["blanked", "masked", "masked_mean"]
+__all__ = ["blanked", "masked", "masked_mean", "mean_over_rows"]
 
 
 def blanked(tensor: Tensor, where: Tensor | None) -> Tensor:
@@ -58,6 +58,21 @@ def masked(values: Tensor, where: Tensor | None) -> Tensor:
     if where.shape != values.shape:
         raise ValueError(f"where: expected shape {tuple(values.shape)}, got {tuple(where.shape)}")
     return torch.where(where, values, torch.zeros_like(values))
+
+
+def mean_over_rows(values: Tensor, where: Tensor | None) -> Tensor:
+    """Mean over the rows of each sample that count, ``(N, L)`` to ``(N,)``; 0 where none does.
+
+    Args:
+        values: ``(N, L)``, 0 at rows that do not count.
+        where: Boolean ``(N,)`` or ``(N, L)``, ``None`` where all count.
+
+    >>> mean_over_rows(torch.tensor([[1.0, 3.0]]), torch.tensor([[True, False]]))
+    tensor([1.])
+    """
+    if where is None or where.dim() == 1:
+        return masked(values.mean(dim=1), where)
+    return masked(values, where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
 def masked_mean(values: Tensor, where: Tensor | None = None) -> Tensor:

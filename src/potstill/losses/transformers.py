@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from potstill.losses._declare import Range, matches
-from potstill.losses.reduce import blanked, masked
+from potstill.losses.reduce import blanked, mean_over_rows
 
-__all__ = ["attention_maps", "minilm_relation"]
+__all__ = ["attention_maps", "hidden_states", "minilm_relation"]
 
 FLOOR = 1e-7
 """Probabilities below it count as it: half precision rounds them to 0, whose logarithm is infinite."""
@@ -79,10 +79,48 @@ def attention_maps(
     if ours.shape[2] != theirs.shape[2]:
         ours, theirs = ours.mean(dim=2, keepdim=True), theirs.mean(dim=2, keepdim=True)
     if variant == "mse":
-        return _over_rows((ours - theirs).square().mean(dim=(2, 3)), where)
+        return mean_over_rows((ours - theirs).square().mean(dim=(2, 3)), where)
     ours, theirs = ours.clamp(min=FLOOR), theirs.clamp(min=FLOOR)
     divergence = theirs * (theirs.log() - ours.log()) - theirs + ours
-    return _over_rows(divergence.sum(dim=3).mean(dim=2), where)
+    return mean_over_rows(divergence.sum(dim=3).mean(dim=2), where)
+
+
+@matches("tokens", weight=1.0, adapter=True, combine="sum")
+def hidden_states(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Mean squared difference of the hidden states of valid tokens, layer by layer.
+
+    With ``layers: auto`` layer m of M in the student learns from layer m N / M of the N in the teacher, and
+    its embeddings from the teacher's (TinyBERT's uniform map); the layers' losses add up.
+
+    Formula:
+        mean over valid tokens and channels of (A(h_s) - h_t)^2, A the adapter where widths differ
+
+    Args:
+        student: Adapted tokens ``(N, L, C)``.
+        teacher: Tokens of the same shape.
+        where: Boolean ``(N,)`` or ``(N, L)``: which samples, or which tokens of each, count.
+
+    Returns:
+        One value per sample, ``(N,)``, never below 0.
+
+    Raises:
+        ValueError: If they are no tokens of one shape.
+
+    Reference:
+        Jiao and others, "TinyBERT: Distilling BERT for Natural Language Understanding", 2019,
+        https://arxiv.org/abs/1909.10351
+
+    Example:
+        >>> hidden_states(torch.ones(1, 2, 4), torch.zeros(1, 2, 4), where=torch.tensor([[True, False]]))
+        tensor([1.])
+    """
+    if student.dim() != 3 or student.shape != teacher.shape:
+        raise ValueError(
+            f"expected tokens (N, L, C) of one shape (an adapter makes them so), got student "
+            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
+    ours, theirs = blanked(student, where), blanked(teacher, where)
+    return mean_over_rows((ours - theirs).square().mean(dim=2), where)
 
 
 @matches("tokens", weight=1.0, at="last")
@@ -97,9 +135,10 @@ def minilm_relation(
     """KL divergence between how the tokens of each net relate to each other.
 
     Tokens are split anew into relation heads, as many in both nets, so neither widths nor attention heads
-    need agree. MiniLM v2: tap the queries, keys or values of any layer of the teacher and the student's
-    last (three terms, or a fused projection such as ``blocks.11.attn.qkv`` with ``split: qkv``; the authors
-    take an upper middle layer of large teachers). MiniLM v1: :func:`attention_maps` of the last layers
+    need agree. MiniLM v2: the queries, keys and values of any layer of the teacher and the student's last;
+    ``layers: auto`` takes those of both last layers where they are modules of their own; else list the three
+    pairs, or a fused projection such as ``blocks.11.attn.qkv`` with ``split: qkv`` (the authors take an upper
+    middle layer of large teachers). MiniLM v1: :func:`attention_maps` of the last layers
     and this loss on their values, with as many relation heads as the net has attention heads.
 
     Formula:
@@ -145,7 +184,7 @@ def minilm_relation(
     if keys is not None:
         counts = keys[:, None, None, None, :]
         divergence = torch.where(counts, divergence, torch.zeros_like(divergence))
-    return _over_rows(divergence.sum(dim=4).mean(dim=(2, 3)), where)
+    return mean_over_rows(divergence.sum(dim=4).mean(dim=(2, 3)), where)
 
 
 def _parts(tokens: Tensor, parts: int) -> Tensor:
@@ -172,10 +211,3 @@ def _relations(tokens: Tensor, heads: int, keys: Tensor | None) -> Tensor:
         counts = keys[:, None, None, None, :]
         scores = torch.where(counts, scores, torch.full_like(scores, UNSEEN))
     return torch.log_softmax(scores, dim=4).permute(0, 3, 1, 2, 4)
-
-
-def _over_rows(values: Tensor, where: Tensor | None) -> Tensor:
-    """Mean over the rows that count: ``(N, L)`` to ``(N,)``."""
-    if where is None or where.dim() == 1:
-        return masked(values.mean(dim=1), where)
-    return masked(values, where).sum(dim=1) / where.sum(dim=1).clamp(min=1)

@@ -1,9 +1,9 @@
-"""A network by name: ``module:attribute``, ``file.py:attribute``, ``timm:name`` or ``torchvision:name``."""
+"""A network by name: ``module:attribute``, ``file.py:attribute``, or that of a library (``timm:name``)."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models.layer_choice import InitConfig
+from potstill.models.pretrained import PREFIX, classifier, folder_of
 from potstill.specs import attribute
 
 __all__ = ["ModelConfig", "build"]
@@ -21,7 +22,7 @@ __all__ = ["ModelConfig", "build"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network, its weights, and how it wants its images."""
+    """A network, its weights, and how it wants its samples."""
 
     model: str
     """``module:attribute``, ``file.py:attribute``, ``timm:name``, ``torchvision:name``, or, for texts,
@@ -32,6 +33,8 @@ class ModelConfig:
     """A safetensors file, or a checkpoint that torch reads with ``weights_only=True``."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Passed to what makes the network."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer of a network of texts; by default the model's own, else the teacher's."""
     pretrained: bool = False
     """Let timm or torchvision load their own weights."""
     mean: tuple[float, ...] | None = None
@@ -42,7 +45,9 @@ class ModelConfig:
     """Side to which its images are resized; as the data gives them by default."""
 
 
-def build(config: ModelConfig, *, num_classes: int, search: Sequence[Path], where: str) -> nn.Module:
+def build(
+    config: ModelConfig, *, num_classes: int, search: Sequence[Path], where: str, **offered: Any
+) -> nn.Module:
     """Make the network that a recipe names; its weights are loaded apart.
 
     Args:
@@ -51,6 +56,7 @@ def build(config: ModelConfig, *, num_classes: int, search: Sequence[Path], wher
             has none; 0 where it is not known.
         search: Folders in which a ``file.py`` is looked up.
         where: ``teacher`` or ``student``, for messages.
+        **offered: Other arguments for makers that take them.
 
     Raises:
         UserError: If the maker cannot be found, refuses its arguments, or makes no ``torch.nn.Module``.
@@ -65,6 +71,9 @@ def build(config: ModelConfig, *, num_classes: int, search: Sequence[Path], wher
         return _timm(config, name, num_classes, where)
     if library == "torchvision" and colon:
         return _torchvision(config, name, num_classes, where)
+    if config.model.startswith(PREFIX):
+        folder = folder_of(config.model, search, f"{where}.model")
+        return classifier(folder, num_classes, config.arguments, f"{where}.model")
     if config.pretrained:
         raise UserError(f"{where}.pretrained", "only timm: and torchvision: networks have it; use weights")
     made = attribute(config.model, search, f"{where}.model")
@@ -72,15 +81,18 @@ def build(config: ModelConfig, *, num_classes: int, search: Sequence[Path], wher
         raise UserError(
             f"{where}.model", f"expected a class or function that makes a network, got one: {config.model}"
         )
-    return _called(made, config, num_classes, where)
+    return _called(made, config, num_classes, offered, where)
 
 
-def _called(maker: Any, config: ModelConfig, num_classes: int, where: str) -> nn.Module:
+def _called(
+    maker: Any, config: ModelConfig, num_classes: int, offered: Mapping[str, Any], where: str
+) -> nn.Module:
     if not callable(maker):
         raise UserError(
             f"{where}.model", f"expected a class or function, got {type(maker).__name__} {maker!r}"
         )
-    arguments = dict(config.arguments)
+    taken = {name: value for name, value in offered.items() if _accepts(maker, name)}
+    arguments = {**taken, **config.arguments}
     for name in ("num_classes", "vocab_size"):  # images and labelled texts; language models
         if num_classes and _accepts(maker, name):
             arguments.setdefault(name, num_classes)

@@ -14,21 +14,22 @@ __all__ = ["dark_knowledge", "matched", "provenance", "provenance_text", "views"
 
 
 def dark_knowledge(material: Material) -> str:
-    """A few test images with what each arm answers, plain and softened."""
+    """A few test samples with what each arm answers, plain and softened."""
     samples = material.content.samples
     if not samples:
         return ""
     temperature = f"{material.content.temperature:g}"
     cards = "".join(_card(sample, temperature) for sample in samples)
+    kind = ("an image", "Images") if samples[0].image else ("a text", "Texts")
     lead = (
-        "Beside its answer a teacher tells which other classes an image resembles. Its probabilities at "
+        f"Beside its answer a teacher tells which other classes {kind[0]} resembles. Its probabilities at "
         "temperature 1 hide most of that"
     )
     lead += (
         f"; at {temperature}, the training temperature, the student sees it." if temperature != "1" else "."
     )
     lead += (
-        " Images are picked by a rule, not by hand: of each kind those over which the teacher hesitates "
+        f" {kind[1]} are picked by a rule, not by hand: of each kind those over which the teacher hesitates "
         "most. The true class is underlined; one seed is shown."
     )
     return section("dark-knowledge", "Dark knowledge", f'<div class="cards">{cards}</div>', lead)
@@ -40,10 +41,14 @@ def _card(sample: Sample, temperature: str) -> str:
     heads += f"<th scope='col'>T = {temperature}</th></tr>" if softened else "</tr>"
     rows = "".join(_answer(answer, sample.label, softened) for answer in sample.answers)
     why = escape(sample.why[:1].upper() + sample.why[1:])
-    return (
-        f'<article class="card"><header><img src="{escape(sample.image)}" '
+    picture = (
+        f'<img src="{escape(sample.image)}" '
         f'alt="test image {sample.index}, {escape(sample.label)}" width="72" height="72">'
-        f"<div><h3>{escape(sample.label)}</h3><p>{why}</p></div></header>"
+    )
+    text = f"<blockquote>{escape(sample.text)}</blockquote>"
+    return (
+        f'<article class="card"><header>{picture if sample.image else ""}'
+        f"<div><h3>{escape(sample.label)}</h3><p>{why}</p></div></header>{text if sample.text else ''}"
         f"<table><thead>{heads}</thead><tbody>{rows}</tbody></table></article>"
     )
 

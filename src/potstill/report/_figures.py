@@ -90,7 +90,7 @@ def trade_offs(material: Material) -> str:
         figures += f"<figure><h3>{metric} against size</h3>{chart}</figure>"
     times = _points(material, "1")
     if times:
-        title = "milliseconds for one image"
+        title = f"milliseconds for one {material.sample}"
         chart = trade_off(
             times, write_metric=write, label=f"{metric} against latency", x_title=title, unit="ms"
         )

@@ -105,9 +105,9 @@ def _facts(material: Material) -> str:
     if times[0] is not None and times[1] is not None:
         factor = times[0]["median_ms"] / times[1]["median_ms"]
         facts.append(
-            (ratio(factor), "faster on one image")
+            (ratio(factor), f"faster on one {material.sample}")
             if factor >= 1
-            else (ratio(1 / factor), "slower on one image")
+            else (ratio(1 / factor), f"slower on one {material.sample}")
         )
     return _listed(facts)
 
@@ -188,14 +188,14 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
         "Size",
         [
             ("Parameters", "", value("parameters", compact)),
-            ("Multiply-adds", "one image", value("macs", compact)),
+            ("Multiply-adds", f"one {material.sample}", value("macs", compact)),
             ("Weights", "on disk", value("bytes", bytes_text)),
         ],
     )
     yield (
         "Time, median",
         [
-            ("One image", "10th to 90th percentile", lambda arm: _latency(material, arm, "1")),
+            (f"One {material.sample}", "10th to 90th percentile", lambda arm: _latency(material, arm, "1")),
             ("Batch of 64", "10th to 90th percentile", lambda arm: _latency(material, arm, "64")),
         ],
     )

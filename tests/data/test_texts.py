@@ -1,0 +1,75 @@
+"""Labelled texts from files, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from potstill.data.load import DataConfig, load_text_data
+from potstill.errors import UserError
+
+ROWS = "text,label\ngood,yes\nbad,no\nfine,yes\npoor,no\n"
+
+
+def test_csv_with_words_as_labels(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.csv").write_text(ROWS)
+    splits = load_text_data(DataConfig(kind="csv", path="."), search=[tmp_path])
+    assert splits.train.class_names == ("no", "yes")
+    texts, labels, index = splits.test.__getitems__([1, 2])
+    assert (texts, labels.tolist(), index.tolist()) == (["bad", "fine"], [0, 1], [1, 2])
+    assert splits.train.lengths.tolist() == [4, 3, 4, 4]
+
+
+def test_missing_parts_are_cut_from_one_file(tmp_path: Path) -> None:
+    lines = [f'{{"sentence": "text {number}", "class": {number % 2}}}' for number in range(40)]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    splits = load_text_data(DataConfig(kind="jsonl", path="all.jsonl", validation=0.2), search=[tmp_path])
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [26, 6, 8]
+    assert splits.train.class_names == ("0", "1")
+    everything = {*splits.train.texts, *splits.validation.texts, *splits.test.texts}
+    assert everything == {f"text {number}" for number in range(40)}
+
+
+def test_a_hugging_face_set_of_local_files(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = {"sentence": ["good", "bad", "fine", "poor"], "label": [1, 0, 1, 0]}
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    part = datasets.Dataset.from_dict(table, features=features)
+    datasets.DatasetDict({"train": part, "validation": part, "test": part}).save_to_disk(
+        str(tmp_path / "set")
+    )
+    splits = load_text_data(DataConfig(kind="huggingface", path="set"), search=[tmp_path])
+    assert splits.validation.class_names == ("no", "yes")
+    assert splits.validation.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a", "label": 0}\n{"text": "b"}\n', r"data.path: .*: sample 2 has no 'label'"),
+        ('{"text": "a", "label": 0}\n{"text"', r"data.path: .*, line 2: expected JSON"),
+        ("[1, 2]\n", r"data.path: .*, line 1: expected an object, got list"),
+        ("", r"data.path: expected samples, got the empty file"),
+        ('{"text": "a", "label": 0}\n{"text": " ", "label": 1}\n', "got an empty one at position 1"),
+        (
+            '{"words": "a", "label": 0}\n',
+            r"data.text_column: cannot tell the column; the data has words, label",
+        ),
+        ('{"text": "a", "label": 0}\n{"text": "b", "label": 0}\n', "expected at least two classes"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_text_data(DataConfig(kind="jsonl", path="train.jsonl"), search=[tmp_path])
+
+
+def test_a_class_that_training_lacks(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(ROWS)
+    (tmp_path / "test.csv").write_text("text,label\nso,maybe\n")
+    with pytest.raises(UserError, match=r"^data.label_column: the class 'maybe' of the test part"):
+        load_text_data(DataConfig(kind="csv", path="."), search=[tmp_path])

