@@ -222,6 +222,11 @@ def _check_own_views(scheme: SchemeConfig, augment: AugmentConfig) -> None:
 def _check_prune(recipe: Recipe) -> None:
     if recipe.prune is None:
         return
+    if recipe.task != "classification":
+        raise UserError(
+            "prune",
+            f"so far for task: classification of images, got {recipe.task}; see potstill.prune.pretrained",
+        )
     if recipe.scheme.kind != "offline":
         raise UserError(
             "prune", f"has no meaning with scheme: {recipe.scheme.kind}; it needs a trained teacher"
