@@ -117,7 +117,7 @@ def _of_every(scores: Tensor, pattern: str, name: str) -> Tensor:
         if scores.dim() > 2 and last.shape[-1] < every:  # the few channels of an image
             return torch.ones_like(scores, dtype=torch.bool)
         raise UserError("pattern", f"{name} has {last.shape[-1]} inputs, no multiple of {every}")
-    parts = last.unflatten(-1, (-1, every))
+    parts = last.reshape(*last.shape[:-1], -1, every)
     best = parts.argsort(dim=-1, descending=True)[..., :kept]
     mask = torch.zeros_like(parts, dtype=torch.bool).scatter_(-1, best, True)
     return mask.flatten(-2).movedim(-1, 1)
@@ -142,5 +142,6 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> list[RemovableHandle]
         parameter, own = named[name], mask.to(named[name].device)
         with torch.no_grad():
             parameter.mul_(own)
-        handles.append(parameter.register_hook(partial(torch.mul, own)))
+        handle: RemovableHandle = parameter.register_hook(partial(torch.mul, own))  # type: ignore[no-untyped-call]
+        handles.append(handle)
     return handles

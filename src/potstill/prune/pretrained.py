@@ -47,8 +47,9 @@ def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn
     small = _built(model, family, counts, kept)
     small.load_state_dict(_renumbered(cut.state_dict(), path, kept))
     if "hidden" in counts:
-        _rescale(small, model.config.hidden_size / small.config.hidden_size)  # type: ignore[union-attr]
-    return small.train(model.training)
+        _rescale(small, 1 + counts["hidden"] / small.config.hidden_size)
+    done: nn.Module = small.train(model.training)
+    return done
 
 
 def _counts(plan: Plan, structure: Structure) -> dict[str, int]:

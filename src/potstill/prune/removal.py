@@ -21,10 +21,10 @@ Dimension = tuple[str, str, int]
 class Passing(nn.Identity):
     """Stands where a block was: gives the first of what it gets, whatever else comes with it."""
 
-    def forward(self, inputs: Tensor, *others: object, **named: object) -> Tensor:
-        """``inputs`` as they are."""
+    def forward(self, input: Tensor, *others: object, **named: object) -> Tensor:
+        """``input`` as it is."""
         del others, named
-        return inputs
+        return input
 
 
 def removed(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
@@ -108,8 +108,8 @@ def _tensor(model: nn.Module, piece: Slice) -> Tensor:
 def _cut(model: nn.Module, kept: dict[Dimension, Tensor]) -> None:
     """Select along all marked dimensions; a tensor that occurs twice is cut once."""
     by_tensor: dict[tuple[str, str], dict[int, Tensor]] = {}
-    for (module, name, dim), mask in kept.items():
-        by_tensor.setdefault((module, name), {})[dim] = mask
+    for (owner, name, dim), mask in kept.items():
+        by_tensor.setdefault((owner, name), {})[dim] = mask
     shared: dict[int, tuple[dict[int, Tensor], Tensor]] = {}
     old: list[Tensor] = []  # held, so that no identity is given away twice
     for (path, name), masks in by_tensor.items():
