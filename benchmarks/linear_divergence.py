@@ -106,6 +106,7 @@ SIDES: dict[str, Callable[[Inputs], Tensor]] = {
     "plain": plain,
     "liger": liger,
     "trl": trl,
+    "plain, gathered": gathered(plain),
     "liger, gathered": gathered(liger),
     "trl, gathered": gathered(trl),
 }
