@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from potstill.taps import first_tensor
 from potstill.tasks import LanguageModeling
 from potstill.verdict import mean_interval
 
-__all__ = ["Acceptance", "acceptance", "continuations", "written"]
+__all__ = ["Acceptance", "acceptance", "assisted", "continuations", "written"]
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 6, 24, 32
 SHOWN = 3
+DRAFTED = 4
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,16 @@ class Acceptance:
         rate: Mean over prefixes of 1 less the total variation of both next-token distributions.
         interval: Its 95 % interval over prompts.
         prefixes: Number of prefixes.
+        measured: Share of drafted tokens that transformers' assisted generation accepted, in rounds of
+            ``DRAFTED``; lower, since what follows a rejection counts as rejected.
+        tokens_a_pass: Tokens that one pass of the teacher gave there; 1 without a draft model.
     """
 
     rate: float
     interval: tuple[float, float]
     prefixes: int
+    measured: float = math.nan
+    tokens_a_pass: float = math.nan
 
 
 def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
@@ -68,7 +75,13 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         torch.manual_seed(experiment.recipe.seed)
         sampled = _continued(experiment.teacher, prompts, task.tokenizer, sample=True)
         drafts = {
-            arm: acceptance(networks[arm], experiment.teacher, sampled, PROMPT_TOKENS)
+            arm: assisted(
+                acceptance(networks[arm], experiment.teacher, sampled, PROMPT_TOKENS),
+                networks[arm],
+                experiment.teacher,
+                prompts[:SHOWN],
+                task.tokenizer,
+            )
             for arm in ("control", "student")
             if arm in networks
         }
@@ -106,7 +119,7 @@ def continuations(network: Any, prompts: Tensor, tokenizer: Any) -> list[str]:
 
 
 @torch.no_grad()
-def _continued(network: Any, prompts: Tensor, tokenizer: Any, *, sample: bool) -> Tensor:
+def _continued(network: Any, prompts: Tensor, tokenizer: Any, *, sample: bool, **options: Any) -> Tensor:
     training = network.training
     network.eval()
     made: Tensor = network.generate(
@@ -117,9 +130,45 @@ def _continued(network: Any, prompts: Tensor, tokenizer: Any, *, sample: bool) -
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
         **({"top_k": 0} if sample else {}),
+        **options,
     )
     network.train(training)
     return made
+
+
+def assisted(found: Acceptance, student: Any, teacher: Any, prompts: Tensor, tokenizer: Any) -> Acceptance:
+    """What transformers' assisted generation makes of the student's drafts, sampling at temperature 1.
+
+    The student always drafts ``DRAFTED`` tokens (constant schedule, confidence threshold 0).
+
+    Args:
+        found: The rate over prefixes.
+        student: Drafts.
+        teacher: Accepts or rejects.
+        prompts: Token ids ``(P, L)``.
+        tokenizer: Names the padding.
+
+    Returns:
+        ``found`` with ``measured`` and ``tokens_a_pass``.
+    """
+    settings = student.generation_config
+    settings.num_assistant_tokens, settings.num_assistant_tokens_schedule = DRAFTED, "constant"
+    settings.assistant_confidence_threshold = 0.0
+    passes, tokens = [0], 0
+
+    def count(*_: Any) -> None:
+        passes[0] += 1
+
+    handle = teacher.register_forward_hook(count)
+    try:
+        for prompt in prompts:
+            made = _continued(teacher, prompt[None], tokenizer, sample=True, assistant_model=student)
+            tokens += made.shape[1] - len(prompt)
+    finally:
+        handle.remove()
+    rounds = max(passes[0], 1)
+    share = (tokens - rounds) / (DRAFTED * rounds)
+    return replace(found, measured=share, tokens_a_pass=tokens / rounds)
 
 
 @torch.no_grad()

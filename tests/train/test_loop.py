@@ -196,3 +196,23 @@ def test_schemes_compile(tmp_path: Path) -> None:
         torch._dynamo.reset()
     for name, tensor in eager.student.state_dict().items():
         torch.testing.assert_close(compiled.student.state_dict()[name], tensor, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory: 9 B"],
+)
+def test_memory_that_runs_out_names_the_settings_to_lower(tmp_path: Path, message: str) -> None:
+    def prepare(*_: Any) -> Any:
+        raise RuntimeError(message)
+
+    with pytest.raises(UserError, match=r"train\.batch_size: out of memory in a step: lower it"):
+        parts.train_small(tmp_path, config(steps=1), prepare=prepare)
+
+
+def test_other_errors_of_a_step_stay_as_they_are(tmp_path: Path) -> None:
+    def prepare(*_: Any) -> Any:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        parts.train_small(tmp_path, config(steps=1), prepare=prepare)

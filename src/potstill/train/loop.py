@@ -34,6 +34,7 @@ from potstill.train.wishes import Wishes, agreed
 __all__ = ["Training", "total_steps", "train"]
 
 CHECKPOINT_SECONDS = 60.0
+NO_MEMORY = ("out of memory", "can't allocate memory")
 
 
 def train(
@@ -71,8 +72,8 @@ def train(
 
     Raises:
         UserError: If the loss or the weights are not finite (step, part and last good checkpoint are
-            named), a worker dies, a checkpoint cannot be written, or ``folder`` holds checkpoints of
-            another training and ``resume`` is off; if patience does not fit the scheme's stages.
+            named), memory runs out, a worker dies, a checkpoint cannot be written, or ``folder`` holds
+            checkpoints of another training and ``resume`` is off; if patience does not fit the scheme's stages.
     """
     seed_everything(seed)
     if device.type == "cpu":
@@ -97,6 +98,14 @@ def train(
             training.checkpoints.refuse_others()
         with watch_interrupts() as interrupt:
             training.run(interrupt)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise UserError(
+            "train.batch_size",
+            "out of memory in a step: lower it, and raise train.accumulate as much, or make samples smaller "
+            f"(data.max_length, data.size); {str(error).splitlines()[0][:200]}",
+        ) from error
     finally:
         observer.finish()
     return training.result()
