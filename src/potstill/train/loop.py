@@ -73,7 +73,8 @@ def train(
     Raises:
         UserError: If the loss or the weights are not finite (step, part and last good checkpoint are
             named), memory runs out, a worker dies, a checkpoint cannot be written, or ``folder`` holds
-            checkpoints of another training and ``resume`` is off; if patience does not fit the scheme's stages.
+            checkpoints of another training and ``resume`` is off; if patience does not fit the scheme's
+            stages.
     """
     seed_everything(seed)
     if device.type == "cpu":
