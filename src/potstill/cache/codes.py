@@ -13,6 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from potstill.cache._bytes import as_bytes, as_values, place_bytes, places_as_bytes, places_from_bytes
+from potstill.cache.likeliest import Likeliest
+
 __all__ = ["Affine", "Code", "Float", "Top", "code_from"]
 
 HALF_MAX = 65504.0
@@ -41,17 +44,6 @@ class Code(Protocol):
         """Bytes ``(..., width(size))`` as rows ``(..., size)`` float32."""
 
 
-def _bytes(values: Tensor) -> Tensor:
-    """The last dimension's memory as uint8, lowest byte first."""
-    return values.contiguous().view(torch.uint8)
-
-
-def _values(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    return codes.clone(memory_format=torch.contiguous_format).view(
-        dtype
-    )  # a slice may begin at an odd address
-
-
 @dataclass(frozen=True)
 class Float:
     """Floats of 16 or 32 bits.
@@ -74,13 +66,13 @@ class Float:
     def encode(self, rows: Tensor) -> Tensor:
         """Rows ``(..., size)`` as bytes; beyond the range of float16 its ends are taken."""
         if self.bits == 32:
-            return _bytes(rows.float())
-        return _bytes(rows.float().clamp(-HALF_MAX, HALF_MAX).half())
+            return as_bytes(rows.float())
+        return as_bytes(rows.float().clamp(-HALF_MAX, HALF_MAX).half())
 
     def decode(self, codes: Tensor, size: int) -> Tensor:
         """Bytes as rows ``(..., size)`` float32."""
         del size
-        return _values(codes, torch.float16 if self.bits == 16 else torch.float32).float()
+        return as_values(codes, torch.float16 if self.bits == 16 else torch.float32).float()
 
 
 @dataclass(frozen=True)
@@ -114,12 +106,12 @@ class Affine:
         span = rows.amax(dim=-1, keepdim=True) - offset.float()
         step = (span / 255 * ABOVE_ROUNDING + SMALLEST).half()
         levels = ((rows - offset.float()) / step.float()).round().clamp(0, 255).to(torch.uint8)
-        return torch.cat([_bytes(offset), _bytes(step), levels], dim=-1)
+        return torch.cat([as_bytes(offset), as_bytes(step), levels], dim=-1)
 
     def decode(self, codes: Tensor, size: int) -> Tensor:
         """Bytes as rows ``(..., size)`` float32."""
         del size
-        ends = _values(codes[..., :4], torch.float16).float()
+        ends = as_values(codes[..., :4], torch.float16).float()
         return codes[..., 4:].float().mul_(ends[..., 1:]).add_(ends[..., :1])
 
 
@@ -150,7 +142,7 @@ class Top:
 
     def width(self, size: int) -> int:
         """Bytes of a row of ``size`` numbers: places, the tail, and the entries in eight bits."""
-        return self.count * _place_bytes(size) + 2 + Affine().width(self.count)
+        return self.count * place_bytes(size) + 2 + Affine().width(self.count)
 
     def encode(self, rows: Tensor) -> Tensor:
         """Rows ``(..., size)`` of logits as bytes."""
@@ -159,25 +151,18 @@ class Top:
         largest = logs.topk(self.count, dim=-1)
         others = logs.scatter(-1, largest.indices, float("-inf"))
         tail = others.logsumexp(dim=-1, keepdim=True).clamp_min(LEAST_LOG).half()
-        places = _bytes(largest.indices.to(torch.int64).unsqueeze(-1))[..., : _place_bytes(size)].flatten(-2)
+        places = places_as_bytes(largest.indices, size)
         kept = Affine().encode(largest.values.clamp_min(LEAST_LOG))
-        return torch.cat([places, _bytes(tail), kept], dim=-1)
+        return torch.cat([places, as_bytes(tail), kept], dim=-1)
 
     def decode(self, codes: Tensor, size: int) -> Tensor:
         """Bytes as rows ``(..., size)`` float32: logits at a temperature of 1."""
-        wide = _place_bytes(size)
-        end = self.count * wide
-        places = codes[..., :end].reshape(*codes.shape[:-1], self.count, wide).long()
-        places = (places << (8 * torch.arange(wide, device=codes.device))).sum(dim=-1)
-        tail = _values(codes[..., end : end + 2], torch.float16).float()
+        end = self.count * place_bytes(size)
+        places = places_from_bytes(codes[..., :end], size)
+        tail = as_values(codes[..., end : end + 2], torch.float16).float()
         logs = (tail - math.log(max(size - self.count, 1))).expand(*codes.shape[:-1], size)
         kept = Affine().decode(codes[..., end + 2 :], self.count)
         return logs.scatter(-1, places, kept) * self.temperature
-
-
-def _place_bytes(size: int) -> int:
-    """Bytes that the number of an entry takes: 1 up to 256 entries, 2 up to 65,536, then 3."""
-    return 1 if size <= 1 << 8 else 2 if size <= 1 << 16 else 3
 
 
 def code_from(name: str) -> Code:
@@ -196,4 +181,6 @@ def code_from(name: str) -> Code:
     head, _, temperature = name.partition(" at ")
     if head.startswith("top") and head[3:].isdigit():
         return Top(int(head[3:]), float(temperature or 1))
-    raise ValueError(f"expected a code, one of {', '.join(known)}, topN, got {name!r}")
+    if head.startswith("likeliest") and head[9:].isdigit():
+        return Likeliest(int(head[9:]), float(temperature or 1))
+    raise ValueError(f"expected a code, one of {', '.join(known)}, topN, likeliestN, got {name!r}")
