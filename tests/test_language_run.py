@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from potstill.compare import compare_methods
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
 from potstill.models.causal import load_causal
@@ -107,6 +108,11 @@ def test_a_teacher_that_is_worse_than_the_control_is_told_with_both_numbers(reci
     numbers = [f"{data['models'][arm]['perplexity']:.2f}" for arm in ("teacher", "control")]
     assert len(told) == 1
     assert all(number in told[0] for number in numbers)
+
+
+def test_a_comparison_does_not_pass_over_the_correction(recipe: Path) -> None:
+    with pytest.raises(UserError, match="correct: has no meaning in a comparison yet"):
+        compare_methods(recipe, "kl", out=recipe.parent / "compared")
 
 
 def test_a_dry_run_trains_nothing(recipe: Path) -> None:

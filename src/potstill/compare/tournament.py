@@ -21,6 +21,7 @@ from potstill.compare.place import Job, Place
 from potstill.compare.standings import Comparison, Scores, scores_of, standings
 from potstill.compare.tables import csv_table, markdown_table
 from potstill.config import Recipe, load
+from potstill.correction import corrects
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.files import read_json, write_atomic, write_json, write_text
@@ -80,6 +81,10 @@ def compare_methods(
     place = Place((out or Path("runs") / f"{Path(recipe).stem}-compared").resolve())
     if base.teacher is None:
         raise UserError("teacher", "missing; compare is for recipes in which a trained teacher teaches")
+    if corrects(base):
+        raise UserError(
+            "correct", "has no meaning in a comparison yet; correct the teacher in a run, save it, name it"
+        )
     experiment = remembering(load_experiment(base, search_path(data)))
     facts = environment.describe(experiment.device, precision=experiment.precision.name, world_size=1)
     facts |= {"jobs": jobs, "threads": 1 if jobs > 1 else facts["threads"]}
