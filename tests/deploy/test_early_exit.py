@@ -117,6 +117,24 @@ def test_what_is_skipped_is_not_computed(small: WithExits) -> None:
     assert counts == [[0, 9]]
 
 
+def test_an_exit_where_nobody_can_leave_is_not_asked(small: WithExits) -> None:
+    class Unasked(nn.Module):
+        def forward(self, *needed: Tensor) -> Any:
+            raise AssertionError("its answer is not needed")
+
+    inputs = images(30, seed=3)
+    policy = Policy("probability", (math.inf, 0.6))
+    runtime = EarlyExit(small, policy, images(2))
+    runtime.heads = [Unasked(), *runtime.heads[1:]]
+    left = runtime(inputs)
+    assert left.exits.tolist() == oracle(every_answer(small, inputs), policy)
+    assert 0 < left.exits.eq(1).sum() < 30
+    assert runtime(images(0)).logits.shape == (0, left.logits.shape[1])
+    runtime.policy = Policy("patience", (math.inf, 2.0))  # an answer that counts at the next exit
+    with pytest.raises(AssertionError, match="not needed"):
+        runtime(inputs)
+
+
 def test_answers_do_not_depend_on_the_batch(small: WithExits) -> None:
     runtime = EarlyExit(small, middle(small, "entropy"), images(2))
     inputs = images(23, seed=2)

@@ -110,8 +110,8 @@ class EarlyExit(nn.Module):
         answers: list[Tensor] = []
         order: list[Tensor] = []
         stages = self._whole(inputs) if self.reason else self._stages(inputs)
-        logits = next(stages)
-        for number in range(len(self.policy.temperatures)):
+        number, logits = next(stages)
+        while True:
             leaving = torch.from_numpy(judge.leaving(number, logits.float().cpu().numpy())).to(rows.device)
             exits[rows[leaving]] = number
             answers.append(logits[leaving])
@@ -119,25 +119,28 @@ class EarlyExit(nn.Module):
             kept = (~leaving).nonzero().squeeze(1)
             rows = rows[kept]
             if not len(rows):
-                break
-            logits = stages.send(kept)
-        return Left(torch.cat(answers)[torch.cat(order).argsort()], exits)
+                return Left(torch.cat(answers)[torch.cat(order).argsort()], exits)
+            number, logits = stages.send(kept)
 
-    def _stages(self, inputs: Tensor) -> Generator[Tensor, Tensor, None]:
-        """Logits of one exit after the other; it is sent the samples that stay."""
+    def _stages(self, inputs: Tensor) -> Generator[tuple[int, Tensor], Tensor, None]:
+        """Number and logits of one exit after the other; it is sent the samples that stay."""
         needed: Sequence[Tensor] = (inputs,)
         last = len(self.network.paths)
         for number, part in enumerate(self.segments.parts):
-            output, *rest = part(*needed)
-            count = len(output)
-            kept = yield output if number == last else self.heads[number](output)[0]
-            needed = rest if len(kept) == count else self.segments.keep(number, rest, kept)
+            output, *needed = part(*needed)
+            if self.policy.asks(number):
+                count = len(output)
+                kept = yield number, output if number == last else self.heads[number](output)[0]
+                if len(kept) < count:
+                    needed = self.segments.keep(number, needed, kept)
 
-    def _whole(self, inputs: Tensor) -> Generator[Tensor, Tensor, None]:
+    def _whole(self, inputs: Tensor) -> Generator[tuple[int, Tensor], Tensor, None]:
         signals = self.network(inputs)
         rows = torch.arange(len(inputs), device=inputs.device)
-        for logits in [*(signals.taps[EXIT + path] for path in self.network.paths), signals.output]:
-            rows = rows[(yield logits[rows])]
+        early = [signals.taps[EXIT + path] for path in self.network.paths]
+        for number, logits in enumerate([*early, signals.output]):
+            if self.policy.asks(number):
+                rows = rows[(yield number, logits[rows])]
 
 
 def save_policy(path: Path, policy: Policy, network: WithExits, **notes: Any) -> None:

@@ -70,6 +70,15 @@ class Policy:
         if not all(0 < value < math.inf for value in self.temperatures):
             raise ValueError(f"policy: expected temperatures above 0, got {self.temperatures}")
 
+    def asks(self, number: int) -> bool:
+        """Whether exit ``number`` has a say: where nobody can leave, it need not be computed.
+
+        >>> [Policy("margin", (math.inf, 0.5)).asks(number) for number in range(3)]
+        [False, True, True]
+        """
+        last = number == len(self.thresholds)
+        return last or self.kind == "patience" or self.thresholds[number] < math.inf
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; ``null`` where nobody leaves."""
         thresholds = [None if value == math.inf else value for value in self.thresholds]
@@ -243,7 +252,11 @@ class OnnxEarlyExit:
         for number, (session, names, axes) in enumerate(self._segments):
             if not len(rows) and answers:
                 break
-            logits, *rest = session.run(None, dict(zip(names, needed, strict=True)))
+            given = dict(zip(names, needed, strict=True))
+            if not self.policy.asks(number):
+                needed = session.run([output.name for output in session.get_outputs()[1:]], given)
+                continue
+            logits, *rest = session.run(None, given)
             leaving = judge.leaving(number, logits)
             exits[rows[leaving]] = number
             answers.append(logits[leaving])
