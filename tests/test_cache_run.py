@@ -112,15 +112,15 @@ def test_with_a_full_cache_the_teacher_is_not_loaded(
     first, lines = go(tiny, tmp_path / "one", store)
     assert any(line.startswith("cache: full; 3 view(s) of 108 samples, 12 bytes a view") for line in lines)
     assert any("top-1 agreement 100.00%" in line for line in lines)
-    import potstill.assembly as assembly
+    import potstill.materials as materials
 
-    real = assembly.build
+    real = materials.build
 
     def build(config: Any, **options: Any) -> Any:
         assert options["where"] == "student", "the teacher was made"
         return real(config, **options)
 
-    monkeypatch.setattr(assembly, "build", build)
+    monkeypatch.setattr(materials, "build", build)
     second, _ = go(tiny, tmp_path / "two", store)
     assert same(tmp_path / "one", tmp_path / "two")
     for key in ("accuracy", "parameters", "macs", "bytes", "latency_ms", "ece"):

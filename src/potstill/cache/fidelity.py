@@ -28,6 +28,7 @@ def divergence(live: Tensor, decoded: Tensor, temperature: float) -> Tensor:
     Returns:
         ``(...)`` in nats.
 
+    >>> import torch
     >>> bool(divergence(torch.zeros(2, 3), torch.zeros(2, 3), 1.0).abs().max() < 1e-12)
     True
     """
@@ -43,6 +44,7 @@ class Fidelity:
     Args:
         temperatures: At which the divergence is measured.
 
+    >>> import torch
     >>> fidelity = Fidelity([1.0])
     >>> fidelity.add(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
     >>> fidelity.figures()
@@ -92,6 +94,7 @@ def choose(live: Tensor, codes: Sequence[Code], bound: float, temperatures: Sequ
         bound: On the mean divergence at each of ``temperatures``.
         temperatures: Those of the losses.
 
+    >>> import torch
     >>> choose(torch.tensor([[9.0, 0.0, 1.0]]), candidates(3, None), 1e-4, [1.0]).name
     'affine8'
     """

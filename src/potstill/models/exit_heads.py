@@ -39,6 +39,7 @@ class Exit(nn.Module):
         Zhang, Song, Gao, Chen, Bao, Ma, "Be Your Own Teacher: Improve the Performance of Convolutional Neural
         Networks via Self Distillation", 2019, https://arxiv.org/abs/1905.08094
 
+    >>> import torch
     >>> logits, feature = Exit((2, 16, 32, 32), (2, 64, 8, 8), 10)(torch.zeros(2, 16, 32, 32))
     >>> logits.shape, feature.shape
     (torch.Size([2, 10]), torch.Size([2, 64, 8, 8]))
@@ -127,6 +128,7 @@ def _separable(channels_in: int, channels_out: int, stride: int) -> nn.Sequentia
 def pooled(feature: Tensor) -> Tensor:
     """Mean over positions: maps ``(N, C, H, W)`` or tokens ``(N, L, C)`` to ``(N, C)``; vectors stay.
 
+    >>> import torch
     >>> pooled(torch.ones(2, 5, 3)).shape
     torch.Size([2, 3])
     """
