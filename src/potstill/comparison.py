@@ -47,20 +47,21 @@ def compare(
         UserError: If the loss cannot compare what the two networks gave, or lacks labels.
     """
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
-        return _value(term, term.function, student.output, _constant(teacher.output), batch, batch.where)
+        given = student.output, _constant(teacher.output)
+        return total_of(*_values(term, term.function, *given, batch, batch.where))
     pairs = list(pairs)
     tokens = batch.tokens("student"), batch.tokens("teacher")
     kept = term.signal == "gradients"  # the only ones that need the teacher's graph
     ours = [_brought(term, student.output, student.taps[pair.key], tokens[0]) for pair in pairs]
     taps = [teacher.taps[pair.teacher] for pair in pairs]
     theirs = [_brought(term, teacher.output, tap if kept else _constant(tap), tokens[1]) for tap in taps]
-    values = []
+    values: list[tuple[Tensor, Tensor | None]] = []
     for place, given in enumerate(_spans(term, ours, theirs)):
         key = pairs[place].matcher
         mask = _mask(term, student.taps[pairs[place].key], tokens[0])
         call = _told(matchers[key], batch) if key and matchers is not None else term.function
-        values.append(_value(term, call, *given, batch, mask))
-    total = torch.stack(values).sum()
+        values.append(_values(term, call, *given, batch, mask))
+    total = _total(values)
     return total if term.spec.combine == "sum" else total / len(values)
 
 
@@ -126,15 +127,15 @@ def _spans(term: Term, ours: Sequence[Given], theirs: Sequence[Given]) -> list[t
     return list(zip(ours, theirs, strict=True))
 
 
-def _value(
+def _values(
     term: Term,
     function: Callable[..., Tensor],
     student: Given,
     teacher: Given,
     batch: Batch,
     where: Tensor | None,
-) -> Tensor:
-    """The loss of one span, summed; a loss over a set sees the batches of all processes."""
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of one span and which values count; a loss over a set sees the batches of all processes."""
     target = [batch.target] if term.spec.target else []
     if term.spec.target and batch.target is None:
         raise UserError(term.where, f"{term.config.loss} needs labels, and this data has none")
@@ -151,8 +152,16 @@ def _value(
     except ValueError as error:
         raise UserError(term.where, str(error)) from error
     if term.spec.over_set:
-        return values
-    return total_of(values, where if where is None or where.shape == values.shape else any_valid(where))
+        return values, None
+    return values, where if where is None or where.shape == values.shape else any_valid(where)
+
+
+def _total(spans: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Sum over spans of :func:`total_of`; in one go where every span has one value a sample."""
+    first = spans[0][0]
+    if first.dim() <= 1 and all(mask is None and values.shape == first.shape for values, mask in spans):
+        return torch.stack([values for values, _ in spans]).sum()
+    return torch.stack([total_of(values, mask) for values, mask in spans]).sum()
 
 
 def _gathered(given: Given) -> Given:
