@@ -127,6 +127,19 @@ def test_a_run_meets_its_target_and_every_round_is_kept(project: Any, tmp_path: 
     assert go(project, out, "seeds=2", resume=True).data == result.data
 
 
+def test_the_teachers_answers_are_kept_over_rounds_and_trials(project: Any, tmp_path: Path) -> None:
+    (project.root / "prune.yaml").write_text(
+        RECIPE.replace("std: [0.25]}", f"std: [0.25], cache: {{views: 2, path: {tmp_path / 'cache'}}}}}")
+    )
+    lines: list[str] = []
+    go(project, tmp_path / "kept", echo=lines.append)
+    assert any(line.startswith("cache: ") for line in lines)
+    (project.root / "prune.yaml").write_text(RECIPE)
+    go(project, tmp_path / "live")
+    rows = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("kept", "live")]
+    assert rows[0]["models"]["student"]["accuracy"] == rows[1]["models"]["student"]["accuracy"]
+
+
 def test_the_control_loses_the_same_parts(project: Any, tmp_path: Path) -> None:
     go(project, tmp_path / "run", "train.steps=1", "prune.steps=1")
     cells = tmp_path / "run" / "rounds" / "1" / "checkpoints"

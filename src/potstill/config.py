@@ -178,7 +178,13 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
         UserError: At the dotted key that is unknown, missing, of a wrong type or out of range.
     """
     if raw.get("prune") is not None and "student" not in raw and "teacher" in raw:
-        raw = {**raw, "student": copy.deepcopy(raw["teacher"])}
+        teacher = raw["teacher"]
+        own = (
+            {key: value for key, value in teacher.items() if key != "cache"}
+            if isinstance(teacher, dict)
+            else teacher
+        )
+        raw = {**raw, "student": copy.deepcopy(own)}
     kind = LanguageRecipe if raw.get("task") == "language_modeling" else Recipe
     recipe: Recipe = read_section(kind, raw, "")
     if "distill" not in raw:

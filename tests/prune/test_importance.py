@@ -14,6 +14,7 @@ from potstill.errors import UserError
 from potstill.models.cifar import resnet8
 from potstill.prune import Plan, find_structure, removed
 from potstill.prune.importance import UNIT_KINDS, block_scores, mean_loss, unit_scores
+from potstill.prune.settling import settled
 from potstill.prune.store import Scores, stored
 
 INPUTS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -171,3 +172,21 @@ def test_scores_are_computed_once_for_what_they_depend_on(tmp_path: Path) -> Non
         path.write_bytes(b"torn")
     stored(tmp_path, {"model": "a"}, compute)
     assert len(made) == 3
+
+
+def test_statistics_settle_on_the_calibration_batches() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), norm, nn.Flatten(), nn.Linear(12, 2))
+    batches = [torch.randn(4, 2, 2, 2) for _ in range(3)]
+
+    def losses(model: nn.Module) -> Iterator[Tensor]:
+        return (model(batch).sum(dim=1) for batch in batches)
+
+    settled(net, losses)
+    assert not net.training
+    assert norm.momentum == 0.1
+    with torch.no_grad():
+        maps = [net[0](batch).movedim(1, 0).flatten(1) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, torch.stack([one.mean(dim=1) for one in maps]).mean(dim=0))
+    torch.testing.assert_close(norm.running_var, torch.stack([one.var(dim=1) for one in maps]).mean(dim=0))

@@ -16,6 +16,7 @@ from potstill.prune.groups import Group, Plan, Structure
 from potstill.prune.importance import Losses, mean_loss
 from potstill.prune.removal import removed
 from potstill.prune.settings import PruneConfig
+from potstill.prune.settling import settled
 from potstill.prune.store import Scores
 
 __all__ = ["Candidate", "Chooser", "choose"]
@@ -196,7 +197,7 @@ def choose(
         fitted = chooser.fitted(depth, budget)
         if fitted is not None:
             plan, cost = fitted
-            loss = mean_loss(removed(chooser.model, plan, chooser.structure).eval(), losses)
+            loss = mean_loss(settled(removed(chooser.model, plan, chooser.structure), losses), losses)
             found.append(Candidate(plan, cost, loss))
     if not found:
         name, value = chooser.config.target.given

@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 from potstill.errors import UserError
 from potstill.prune.groups import Group, Plan, Slice, Structure
 from potstill.prune.removal import masked
+from potstill.prune.settling import settled
 
 __all__ = ["BLOCK_KINDS", "UNIT_KINDS", "Losses", "block_scores", "mean_loss", "unit_scores"]
 
@@ -196,14 +197,18 @@ def block_scores(
         return _influence(model, structure.blocks, losses)
     if kind == "greedy":
         return _greedy(model, structure, losses)
-    return {block: mean_loss(masked(model, Plan((block,)), structure), losses) for block in structure.blocks}
+    return {block: _loss_without(model, (block,), structure, losses) for block in structure.blocks}
+
+
+def _loss_without(model: nn.Module, blocks: Sequence[str], structure: Structure, losses: Losses) -> float:
+    return mean_loss(settled(masked(model, Plan(tuple(blocks)), structure), losses), losses)
 
 
 def _greedy(model: nn.Module, structure: Structure, losses: Losses) -> dict[str, float]:
     gone: list[str] = []
     while len(gone) < len(structure.blocks):
         left = [block for block in structure.blocks if block not in gone]
-        without = {block: mean_loss(masked(model, Plan((*gone, block)), structure), losses) for block in left}
+        without = {block: _loss_without(model, (*gone, block), structure, losses) for block in left}
         gone.append(min(left, key=without.__getitem__))
     return {block: float(rank) for rank, block in enumerate(gone)}
 
