@@ -83,7 +83,12 @@ def run(
         bool, typer.Option("--no-control", help="Do not train the student without distillation: no verdict.")
     ] = False,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="STEP", help="cache: ask the teacher for all it lacks.")
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="STEP",
+            help="cache: ask the teacher for all it lacks. responses: let it answer.",
+        ),
     ] = None,
     shift: Annotated[
         bool, typer.Option("--shift", help="Also try early exits on blurred, noisy and darker images.")

@@ -25,6 +25,7 @@ from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.prune.settings import PruneConfig
+from potstill.responses import LanguageTeacherConfig
 from potstill.schemes.settings import MutualConfig, OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
 from potstill.terms import Term, TermConfig, parse_terms
@@ -76,6 +77,8 @@ class LanguageRecipe(Recipe):
     """What is learnt."""
     data: TextConfig  # type: ignore[assignment]
     """The texts."""
+    teacher: LanguageTeacherConfig | None = None
+    """The language model to imitate; it may answer prompts first."""
     correct: CorrectionConfig | None = None
     """A short training of the teacher on the texts, before it teaches."""
 

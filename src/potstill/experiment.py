@@ -61,6 +61,8 @@ class Experiment:
         answers: Where the teacher's answers are kept, for trainings that see the same batches.
         shelf: Where they are kept on disk, if the recipe says so.
         known: What a full cache says of the teacher.
+        lessons: What the student learns from, where that is something else than the training part: the
+            teacher's answers.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Experiment:
     answers: Answers | None = None
     shelf: Shelf | None = None
     known: KnownTeacher | None = None
+    lessons: SampleSet | None = None
 
     @property
     def taught(self) -> bool:
@@ -106,7 +109,7 @@ class Experiment:
             teacher=self.teaching(seed),
             objective=objective,
             example=self.example(),
-            samples=len(self.splits.train),
+            samples=len(self._learnt("student")),
             classes=self.task.num_classes,
         )
         return self.recipe.scheme.build(ingredients)
@@ -150,12 +153,13 @@ class Experiment:
         Where the teacher's answers are cached, views come again after as many epochs as are stored. What
         peers with views of their own see beside it stands in the student's batches under their names.
         """
-        task = self.task.seeded(seed, len(self.splits.train))
+        learnt = self._learnt(arm)
+        task = self.task.seeded(seed, len(learnt))
         partners, prepare = task.partners, task.training_batch
         if self.shelf is not None:
             partners, prepare = _repeated(task, self.shelf.views)
         loader = Loader(
-            self.splits.train,
+            learnt,
             batch_size=self.recipe.train.batch_size,
             seed=seed,
             shuffle=True,
@@ -167,6 +171,11 @@ class Experiment:
         )
         own = self._own_views(seed) if arm == "student" else {}
         return loader, functools.partial(_prepared, task, own) if own else prepare
+
+    def _learnt(self, arm: Arm) -> SampleSet:
+        """What an arm learns from."""
+        train: SampleSet = self.splits.train
+        return self.lessons if arm == "student" and self.lessons is not None else train
 
     def _own_views(self, seed: int) -> dict[str, Task]:
         """For each peer but the first, where they have views of their own, the task with another seed's."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from potstill.config import LanguageRecipe
+from potstill.data.prompts import as_if_answered
 from potstill.data.tokens import Texts, read_texts, token_splits
 from potstill.errors import UserError
 from potstill.experiment import Experiment
@@ -49,6 +50,8 @@ def language_parts(recipe: LanguageRecipe, search: Sequence[Path]) -> dict[str, 
     if recipe.teacher is not None and recipe.teacher.cache is not None:
         raise UserError("teacher.cache", "has no meaning yet with task: language_modeling")
     texts = read_texts(recipe.data, search, recipe.seed)
+    if recipe.teacher is not None and recipe.teacher.responses is not None:
+        texts = _until_answered(recipe, texts)
     named = _named_tokenizer(recipe, texts, search)
     teacher, theirs = (
         (None, None) if recipe.teacher is None else _network(recipe.teacher, named, search, "teacher")
@@ -82,6 +85,16 @@ def language_parts(recipe: LanguageRecipe, search: Sequence[Path]) -> dict[str, 
         "fresh": lambda: _prepared(fresh(), shared),
         "task": task,
     }
+
+
+def _until_answered(recipe: LanguageRecipe, texts: Texts) -> Texts:
+    """The texts with something in the place of answers that the teacher has yet to give."""
+    if recipe.correct is not None and any(document.asks for document in texts.parts["train"]):
+        raise UserError("correct", "has no meaning where training documents lack answers to learn from")
+    parts = {
+        part: [as_if_answered(document) for document in documents] for part, documents in texts.parts.items()
+    }
+    return Texts(parts, texts.notes)
 
 
 def _named_tokenizer(recipe: LanguageRecipe, texts: Texts, search: Sequence[Path]) -> Any:

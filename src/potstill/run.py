@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from potstill import distributed, environment
+from potstill.answering import answer_prompts, answers_first
 from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
@@ -112,19 +113,24 @@ def run(
         resume: Go on with the run in ``out``; an empty folder starts anew, a finished run is returned.
         control: Also train the same student without distillation; without it there is no verdict.
         dry: Load and show everything, train nothing, write only ``views.png``, where there is augmentation.
-        only: ``cache`` asks the teacher for all that its cache lacks, and does nothing else.
+        only: ``cache`` asks the teacher for all that its cache lacks, ``responses`` for its answers to the
+            prompts, and does nothing else.
         echo: Where lines of text go; only the main rank speaks.
 
     Raises:
         UserError: For anything wrong with the recipe, the data, the models or the folder.
     """
-    if only not in (None, "cache"):
-        raise UserError("--only", f"expected cache, got {only!r}")
+    if only not in (None, "cache", "responses"):
+        raise UserError("--only", f"expected cache or responses, got {only!r}")
     distributed.start()
     say: Echo = echo if distributed.is_main() else _silent
     loaded = load(recipe, overrides)
     if only == "cache" and (loaded.teacher is None or loaded.teacher.cache is None):
         raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
+    if only == "responses" and not answers_first(loaded):
+        raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
+    if only == "responses" and corrects(loaded):
+        raise UserError("--only", "responses: the teacher is corrected in a run first; leave --only out")
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
     if only is None and resume and folder.finished and folder.report.is_file():
         folder.check_same(loaded)
@@ -145,6 +151,9 @@ def run(
         fill_cache(experiment, say)
         _of_teacher(experiment, reached, say)
         return Result(folder.path, {})
+    if only == "responses":
+        answer_prompts(experiment, say)
+        return Result(folder.path, {})
     return execute(experiment, folder, resume=resume, control=control, echo=say)
 
 
@@ -156,7 +165,7 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
     recipe = experiment.recipe
     validation = experiment.splits.validation
-    reached = teacher_metric(experiment) if not corrects(recipe) else None
+    reached = None if corrects(recipe) or answers_first(recipe) else teacher_metric(experiment)
     facts = environment.describe(
         experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
@@ -175,6 +184,9 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         observer = _observer(experiment, folder, "teacher", recipe.seed, "teacher, corrected")
         if not correct_teacher(experiment, folder, observer, resume=resume):
             return Result(folder.path, {}, interrupted=True)
+    if answers_first(recipe):
+        experiment = answer_prompts(experiment, echo)
+    if corrects(recipe) or answers_first(recipe):
         reached = teacher_metric(experiment)
     if reached is not None:
         value = shown(experiment.task.metric, reached)

@@ -111,7 +111,7 @@ def test_documents_of_a_jsonl_file(tmp_path):
     ("content", "message"),
     [
         ('{"text": "a"}\n{"text": ', "line 2: not valid JSON"),
-        ('{"words": 1}', r"line 1: expected an object with 'text' or 'messages', got \['words'\]"),
+        ('{"words": 1}', r"line 1: expected an object with 'text', 'messages' or 'prompt', got \['words'\]"),
         ('{"messages": []}', "line 1: expected messages with a role and a content"),
         ('{"messages": [{"role": "user"}]}', "line 1: expected messages"),
         ('{"text": " "}', "expected documents, got none"),

@@ -50,8 +50,8 @@ class Identity:
         """Sixteen hexadecimal digits."""
         return hashlib.sha256(json.dumps(dict(self.facts), sort_keys=True).encode()).hexdigest()[:16]
 
-    def refuse_other(self, there: Identity, where: str) -> None:
-        """Refuse a cache of another identity.
+    def refuse_other(self, there: Identity, where: str, key: str = "teacher.cache.path") -> None:
+        """Refuse a cache of another identity, at the dotted ``key``.
 
         Raises:
             UserError: With both fingerprints and the first difference.
@@ -60,7 +60,7 @@ class Identity:
             old, new = there.facts.get(name, "nothing"), self.facts.get(name, "nothing")
             if old != new:
                 raise UserError(
-                    "teacher.cache.path",
+                    key,
                     f"{where} was made for another {name}: {old} there, {new} here (fingerprints "
                     f"{there.digest} and {self.digest}); name another path, or remove it",
                 )

@@ -12,6 +12,7 @@ import numpy as np
 
 from potstill import environment
 from potstill._version import __version__
+from potstill.answering import answers_first
 from potstill.assembly import load_experiment, rehearse, search_path
 from potstill.cells import Finished
 from potstill.compare.cell import experiment_of, read_cell, reason, remembering
@@ -81,6 +82,8 @@ def compare_methods(
     place = Place((out or Path("runs") / f"{Path(recipe).stem}-compared").resolve())
     if base.teacher is None:
         raise UserError("teacher", "missing; compare is for recipes in which a trained teacher teaches")
+    if answers_first(base):
+        raise UserError("teacher.responses", "has no meaning in a comparison yet; leave it out")
     if corrects(base):
         raise UserError(
             "correct", "has no meaning in a comparison yet; correct the teacher in a run, save it, name it"

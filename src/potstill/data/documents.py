@@ -1,4 +1,4 @@
-"""Texts to learn from: plain files cut into documents, or jsonl with ``text`` or ``messages``."""
+"""Texts to learn from: plain files cut into documents, or jsonl with ``text``, ``messages`` or ``prompt``."""
 
 from __future__ import annotations
 
@@ -23,20 +23,30 @@ class Document:
 
     Attributes:
         where: File and line, for messages.
-        text: The text; empty for a conversation.
+        text: The text, or what answers the prompt; empty for a conversation.
         messages: Turns with ``role`` and ``content``; empty for a text.
+        prompt: What stands before the text and is not learnt; empty for none.
     """
 
     where: str
     text: str = ""
     messages: tuple[dict[str, str], ...] = ()
+    prompt: str = ""
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is a question whose answer is missing."""
+        if self.messages:
+            return self.messages[-1]["role"] == "user"
+        return bool(self.prompt) and not self.text
 
 
 def read_documents(path: Path, split_at: str | None, where: str) -> list[Document]:
     r"""The documents of a file.
 
     Args:
-        path: A jsonl file with a ``text`` or ``messages`` in each line, or a plain text in UTF-8.
+        path: A jsonl file with a ``text``, ``messages``, or a ``prompt`` with or without ``response`` in each
+            line, or a plain text in UTF-8.
         split_at: Regular expression whose matches begin a new document of a plain text, ``^`` being the
             beginning of a line; ``None`` for one document.
         where: Dotted key for messages.
@@ -62,7 +72,7 @@ def read_documents(path: Path, split_at: str | None, where: str) -> list[Documen
         found = list(_lines(content, path, where))
     else:
         found = [Document(str(path), text) for text in _parts(content, split_at, where)]
-    found = [document for document in found if document.messages or document.text.strip()]
+    found = [document for document in found if document.messages or (document.prompt + document.text).strip()]
     if not found:
         raise UserError(where, f"{path}: expected documents, got none with any text")
     return found
@@ -96,9 +106,13 @@ def _lines(content: str, path: Path, where: str) -> Iterator[Document]:
             yield Document(place, row["text"])
         elif isinstance(row, dict) and "messages" in row:
             yield Document(place, messages=_turns(row["messages"], place, where))
+        elif isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"].strip():
+            yield Document(place, str(row.get("response") or ""), prompt=row["prompt"])
         else:
             got = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(where, f"{place}: expected an object with 'text' or 'messages', got {got}")
+            raise UserError(
+                where, f"{place}: expected an object with 'text', 'messages' or 'prompt', got {got}"
+            )
 
 
 def _turns(messages: Any, place: str, where: str) -> tuple[dict[str, str], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from potstill.data.documents import Document
 from potstill.errors import UserError
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "encode", "rendered"]
 
 GENERATION = "{% generation"
 """What a chat template holds that marks the assistant's tokens itself."""
@@ -31,7 +31,8 @@ class Encoded:
 def encode(tokenizer: Any, documents: Sequence[Document]) -> list[Encoded]:
     """The tokens of documents.
 
-    A text is followed by the tokenizer's end token, where it has one, and learnt whole. A conversation goes
+    A text is followed by the tokenizer's end token, where it has one, and learnt whole, but for a prompt
+    before it. A conversation goes
     through the tokenizer's own chat template; learnt is what the assistant writes, its end token included,
     and not what the template puts before or after it.
 
@@ -40,10 +41,11 @@ def encode(tokenizer: Any, documents: Sequence[Document]) -> list[Encoded]:
         documents: Texts and conversations.
 
     Raises:
-        UserError: If a conversation has no turn of the assistant, the tokenizer has no chat template, or it
-            changes earlier turns when later ones follow and does not mark the assistant's tokens itself.
+        UserError: If a conversation has no turn of the assistant, a prompt no response, the tokenizer no chat
+            template, or it changes earlier turns when later ones follow and does not mark the
+            assistant's tokens itself.
     """
-    texts = [document.text for document in documents if not document.messages]
+    texts = [document.text for document in documents if not document.messages and not document.prompt]
     plain = iter(tokenizer(texts, verbose=False)["input_ids"] if texts else [])
     end = tokenizer.eos_token_id
     found = []
@@ -51,16 +53,36 @@ def encode(tokenizer: Any, documents: Sequence[Document]) -> list[Encoded]:
         if document.messages:
             found.append(_conversation(tokenizer, document))
             continue
+        if document.prompt:
+            found.append(_answered(tokenizer, document))
+            continue
         ids = list(next(plain))
         ids += [end] if end is not None and ids[-1:] != [end] else []
         found.append(Encoded(ids, [True] * len(ids)))
     return found
 
 
+def _answered(tokenizer: Any, document: Document) -> Encoded:
+    """A prompt and what answers it, which alone is learnt."""
+    if document.asks:
+        raise UserError(
+            "data",
+            f"{document.where}: a prompt without a response; teacher.responses lets the teacher answer",
+        )
+    prompt = tokenizer(document.prompt, verbose=False)["input_ids"]
+    ids = tokenizer(document.text, verbose=False, add_special_tokens=False)["input_ids"]
+    ids = [*ids, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else ids
+    return Encoded([*prompt, *ids], [False] * len(prompt) + [True] * len(ids))
+
+
 def _conversation(tokenizer: Any, document: Document) -> Encoded:
     messages = list(document.messages)
     if not any(turn["role"] == "assistant" for turn in messages):
-        raise UserError("data", f"{document.where}: no turn of the assistant, so there is nothing to learn")
+        raise UserError(
+            "data",
+            f"{document.where}: no turn of the assistant, so there is nothing to learn; teacher.responses "
+            "lets the teacher answer",
+        )
     if not tokenizer.chat_template:
         raise UserError(
             "data", f"{document.where}: messages need a chat template, and the tokenizer has none"
@@ -70,7 +92,7 @@ def _conversation(tokenizer: Any, document: Document) -> Encoded:
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         return Encoded(made["input_ids"], [bool(each) for each in made["assistant_masks"]])
-    whole = _rendered(tokenizer, messages)
+    whole = rendered(tokenizer, messages)
     spans = [
         _span(tokenizer, messages, place, whole, document)
         for place, turn in enumerate(messages)
@@ -84,7 +106,8 @@ def _conversation(tokenizer: Any, document: Document) -> Encoded:
     return Encoded(made["input_ids"], learnt)
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, ask: bool = False) -> str:
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, ask: bool = False) -> str:
+    """A conversation as the tokenizer's template writes it; ``ask`` adds the head of the assistant's turn."""
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
     return text
 
@@ -93,8 +116,8 @@ def _span(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], place: int, whole: str, document: Document
 ) -> tuple[int, int]:
     """Where in the text the assistant's turn stands: after its header, up to its end token."""
-    before = _rendered(tokenizer, messages[:place], ask=True)
-    after = _rendered(tokenizer, messages[: place + 1])
+    before = rendered(tokenizer, messages[:place], ask=True)
+    after = rendered(tokenizer, messages[: place + 1])
     if not (after.startswith(before) and whole.startswith(after)):
         raise UserError(
             "data",

@@ -21,7 +21,7 @@ from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.specs import find
 
-__all__ = ["IGNORED", "TextConfig", "TokenSet", "read_texts", "token_splits"]
+__all__ = ["IGNORED", "TextConfig", "TokenSet", "read_texts", "token_rows", "token_splits"]
 
 IGNORED = -100
 """The target where no prediction is learnt or measured."""
@@ -59,6 +59,7 @@ class TokenSet(SampleSet):
     Args:
         packed: The rows.
         beside_teacher: Whether predictions on it are compared with the teacher's.
+        together: Whether a row may hold several documents.
 
     Attributes:
         packed: The rows.
@@ -66,9 +67,9 @@ class TokenSet(SampleSet):
         tokens: Number of predictions that count.
     """
 
-    def __init__(self, packed: Packed, *, beside_teacher: bool = False) -> None:
+    def __init__(self, packed: Packed, *, beside_teacher: bool = False, together: bool = True) -> None:
         self.packed = packed
-        self.beside_teacher = beside_teacher
+        self.beside_teacher, self.together = beside_teacher, together
         self.tokens = int(packed.counted.sum())
         self.documents = len(np.unique(packed.documents[packed.counted]))
 
@@ -110,7 +111,7 @@ class TokenSet(SampleSet):
                 for name in ("tokens", "positions", "documents", "counted")
             },
         )
-        return TokenSet(packed, beside_teacher=self.beside_teacher)
+        return TokenSet(packed, beside_teacher=self.beside_teacher, together=self.together)
 
 
 @dataclass(frozen=True)
@@ -202,34 +203,61 @@ def token_splits(texts: Texts, tokenizer: Any, config: TextConfig, *, together: 
     Raises:
         UserError: If nothing is left to learn, or the test part has fewer than two documents.
     """
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     notes, made = list(texts.notes), {}
     for part, documents in texts.parts.items():
-        encoded = encode(tokenizer, documents)
-        if part != "train" and config.measure_tokens is not None:
-            encoded, note = _beginnings(encoded, config.measure_tokens, part)
-            notes.append(note)
-        packed = pack(encoded, config.max_length, padding=padding, together=together and config.packing)
-        if packed.dropped:
-            first = documents[packed.dropped[0]].where
-            notes.append(
-                f"{len(packed.dropped)} of {len(documents)} documents of {part} have nothing to learn within "
-                f"data.max_length ({config.max_length} tokens; prompts longer than that, or a single token), "
-                f"the first at {first}"
-            )
-        if not packed.counted.any():
-            raise UserError(
-                f"data.{part}", f"nothing is left to learn: {notes[-1] if packed.dropped else ''}"
-            )
-        made[part] = TokenSet(packed, beside_teacher=part == "test")
+        encoded, places = encode(tokenizer, documents), [document.where for document in documents]
+        made[part], told = token_rows(encoded, places, part, tokenizer, config, together=together)
+        notes += told
     if made["test"].documents < 2:
         raise UserError("data.test", "expected at least 2 documents for an interval; set data.split_at")
-    train = made["train"]
-    if config.limit is not None and config.limit < len(train):
-        order = np.random.default_rng(0).permutation(len(train))[: config.limit]
-        notes.append(f"only {config.limit} of {len(train)} training rows are used (data.limit)")
-        train = train.subset(sorted(order.tolist()))
-    return Splits(train, made["validation"], made["test"], notes)
+    return Splits(made["train"], made["validation"], made["test"], notes)
+
+
+def token_rows(
+    encoded: Sequence[Encoded],
+    places: Sequence[str],
+    part: str,
+    tokenizer: Any,
+    config: TextConfig,
+    *,
+    together: bool,
+) -> tuple[TokenSet, list[str]]:
+    """Lay one part's documents into rows.
+
+    Args:
+        encoded: Tokens by document.
+        places: Where each document stands, for messages.
+        part: ``train``, ``validation`` or ``test``.
+        tokenizer: The student's tokenizer.
+        config: The recipe's ``data`` section.
+        together: Whether the models can have several documents in a row.
+
+    Returns:
+        The rows, and what a reader should know of them.
+
+    Raises:
+        UserError: If nothing is left to learn.
+    """
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    notes = []
+    if part != "train" and config.measure_tokens is not None:
+        encoded, note = _beginnings(encoded, config.measure_tokens, part)
+        notes.append(note)
+    packed = pack(encoded, config.max_length, padding=padding, together=together and config.packing)
+    if packed.dropped:
+        notes.append(
+            f"{len(packed.dropped)} of {len(encoded)} documents of {part} have nothing to learn within "
+            f"data.max_length ({config.max_length} tokens; prompts longer than that, or a single token), "
+            f"the first at {places[packed.dropped[0]]}"
+        )
+    if not packed.counted.any():
+        raise UserError(f"data.{part}", f"nothing is left to learn: {notes[-1] if packed.dropped else ''}")
+    rows = TokenSet(packed, beside_teacher=part == "test", together=together)
+    if part == "train" and config.limit is not None and config.limit < len(rows):
+        order = np.random.default_rng(0).permutation(len(rows))[: config.limit]
+        notes.append(f"only {config.limit} of {len(rows)} training rows are used (data.limit)")
+        rows = rows.subset(sorted(order.tolist()))
+    return rows, notes
 
 
 def _beginnings(documents: Sequence[Encoded], most: int, part: str) -> tuple[list[Encoded], str]:
