@@ -10,14 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from potstill.losses import Range
 
-__all__ = ["Draws", "Share", "Transform", "across", "uniform"]
+__all__ = ["Draws", "Mode", "Share", "Transform", "across", "uniform"]
 
 # Constants of splitmix64 (Steele, Lea, Flood 2014), as signed 64-bit integers.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -25,6 +25,7 @@ FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 SECOND = 0x94D049BB133111EB - (1 << 64)
 
 Share = Annotated[float, Range(least=0, most=1)]
+Mode = Literal["nearest", "bilinear"]
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
@@ -123,6 +124,25 @@ class Transform(ABC):
     @abstractmethod
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """Changed images ``(N, C, H, W)`` of the same type; draw 0 is taken by the probability."""
+
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """Where pixels move: affine maps one after the other, as :func:`~.geometry.warped` takes them.
+
+        Each is ``(N, 2, 3)`` float64: from where a pixel of the new image is read. None where pixels stay.
+        """
+        del height, width, draws
+        return ()
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
+        """Other pixels of the same places, ``(N, c, H, W)``, moved as the images were.
+
+        Args:
+            pixels: A paired image, or masks.
+            draws: The images' own.
+            mode: How to read between pixels.
+        """
+        del draws, mode
+        return pixels
 
 
 def across(values: Tensor, images: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -10,10 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from potstill.augment.draws import Draws, Share, Transform
+from potstill.augment.draws import Draws, Mode, Share, Transform
 from potstill.losses import Range
 
-__all__ = ["Flip", "PaddedCrop", "ResizedCrop", "Rotation", "box_sides", "check_ratio", "turned", "warped"]
+__all__ = [
+    "Flip",
+    "PaddedCrop",
+    "ResizedCrop",
+    "Rotation",
+    "affine",
+    "box_sides",
+    "check_ratio",
+    "turned",
+    "warped",
+]
 
 
 def check_ratio(ratio: tuple[float, float]) -> None:
@@ -45,7 +57,7 @@ def box_sides(
     return rows, (area * chosen).sqrt().round().long().clamp(1, width)
 
 
-def _sampled(images: Tensor, grid: Tensor, mode: Literal["nearest", "bilinear"], padding: str) -> Tensor:
+def _sampled(images: Tensor, grid: Tensor, mode: Mode, padding: str) -> Tensor:
     """``grid_sample`` of images of any type; integers are rounded."""
     whole = not images.is_floating_point()
     pixels = images.float() if whole else images
@@ -53,7 +65,7 @@ def _sampled(images: Tensor, grid: Tensor, mode: Literal["nearest", "bilinear"],
     return found.round_().to(images.dtype) if whole else found
 
 
-def warped(images: Tensor, matrix: Tensor, mode: Literal["nearest", "bilinear"]) -> Tensor:
+def warped(images: Tensor, matrix: Tensor, mode: Mode) -> Tensor:
     """Images under affine maps of their own; what comes from outside is black.
 
     Args:
@@ -79,12 +91,29 @@ def warped(images: Tensor, matrix: Tensor, mode: Literal["nearest", "bilinear"])
 def turned(degrees: Tensor) -> Tensor:
     """The maps of counter-clockwise rotations about the middle, ``(N, 2, 3)``."""
     angle = degrees.deg2rad()
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+    cos, sin = angle.cos(), angle.sin()
+    return affine(cos, cos, -sin, 0, sin, cos, 0)
+
+
+def affine(like: Tensor, *entries: float | Tensor) -> Tensor:
+    """Maps ``(N, 2, 3)`` of six entries, numbers or one for each of ``like`` ``(N,)``."""
+    return torch.stack([torch.zeros_like(like) + entry for entry in entries], dim=1).view(-1, 2, 3)
+
+
+class Geometric(Transform):
+    """A transform that moves pixels and does nothing else: whatever follows is changed as the images are."""
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """Each image, moved."""
+        return self.follow(images, draws, "bilinear")
+
+    @abstractmethod
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
+        """Pixels ``(N, c, H, W)``, moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaddedCrop(Transform):
+class PaddedCrop(Geometric):
     """Black pixels on every side, then the old size from a random place."""
 
     padding: Annotated[int, Range(least=1)]
@@ -100,18 +129,23 @@ class PaddedCrop(Transform):
         if self.padding >= min(rows, columns):
             raise ValueError(f"must be smaller than the image ({rows}x{columns}), got {self.padding}")
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """A step aside."""
+        down, right = ((draws.whole(axis, 2 * self.padding + 1) - self.padding).double() for axis in (1, 2))
+        return (affine(down, 1, 0, right, 0, 1, down),)
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
         """A window of each padded image."""
-        rows, columns = images.shape[2:]
+        rows, columns = pixels.shape[2:]
         places = 2 * self.padding + 1
         top, left = draws.whole(1, places).tolist(), draws.whole(2, places).tolist()
-        padded = pad(images, (self.padding,) * 4)
+        padded = pad(pixels, (self.padding,) * 4)
         cuts = zip(padded, top, left, strict=True)  # views: nothing is copied but once, at the end
         return torch.stack([image[:, y : y + rows, x : x + columns] for image, y, x in cuts])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flip(Transform):
+class Flip(Geometric):
     """A mirror image."""
 
     axis: Literal[2, 3] = 3
@@ -121,14 +155,18 @@ class Flip(Transform):
 
     shorthand: ClassVar[str] = "probability"
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """The other way round."""
+        x, y = (-1, 1) if self.axis == 3 else (1, -1)
+        return (affine(draws(0), x, 0, 0, 0, y, 0),)
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
         """All images mirrored."""
-        del draws
-        return images.flip(self.axis)
+        return pixels.flip(self.axis)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizedCrop(Transform):
+class ResizedCrop(Geometric):
     """A box of random area and shape, brought back to the image's size (bilinear).
 
     As torchvision's ``RandomResizedCrop``, but a shape that does not fit is never drawn and so never has to
@@ -147,15 +185,24 @@ class ResizedCrop(Transform):
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """A crop of each image."""
-        height, width = images.shape[2:]
+    def _box(self, height: int, width: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, columns = box_sides(draws.between(1, self.least, 1.0), draws(2), self.ratio, height, width)
-        top, left = draws.whole(3, height - rows + 1), draws.whole(4, width - columns + 1)
-        return resized_boxes(images, top, left, rows, columns)
+        return draws.whole(3, height - rows + 1), draws.whole(4, width - columns + 1), rows, columns
+
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """The box, stretched over the image."""
+        top, left, rows, columns = (side.double() for side in self._box(height, width, draws))
+        x, y = left + columns / 2 - width / 2, top + rows / 2 - height / 2
+        return (affine(top, columns / width, 0, x, 0, rows / height, y),)
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
+        """A crop of each image."""
+        return resized_boxes(pixels, *self._box(*pixels.shape[2:], draws), mode)
 
 
-def resized_boxes(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def resized_boxes(
+    images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor, mode: Mode = "bilinear"
+) -> Tensor:
     """A box of each image at the image's size; positions and sizes ``(N,)`` in pixels."""
     height, width = images.shape[2:]
 
@@ -168,11 +215,11 @@ def resized_boxes(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, colum
 
     x = places(left, columns, width)[:, None, :].expand(-1, height, -1)
     y = places(top, rows, height)[:, :, None].expand(-1, -1, width)
-    return _sampled(images, torch.stack([x, y], dim=3), "bilinear", "border")
+    return _sampled(images, torch.stack([x, y], dim=3), mode, "border")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rotation(Transform):
+class Rotation(Geometric):
     """A rotation about the middle (bilinear); corners from outside the image are black."""
 
     degrees: Annotated[float, Range(least=0, most=180)]
@@ -182,6 +229,10 @@ class Rotation(Transform):
 
     shorthand: ClassVar[str] = "degrees"
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """A turn."""
+        return (turned(draws.between(1, -self.degrees, self.degrees)),)
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
         """Each image at its angle."""
-        return warped(images, turned(draws.between(1, -self.degrees, self.degrees)), "bilinear")
+        return warped(pixels, *self.moves(*pixels.shape[2:], draws), mode)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from potstill.augment.draws import Draws, Share, Transform
+from potstill.augment.draws import Draws, Mode, Share, Transform
 from potstill.errors import UserError
 from potstill.randomness import under
 from potstill.specs import attribute
@@ -40,6 +40,8 @@ class Own(Transform):
 
     call: str
     """``file.py:attribute`` or ``module:attribute``."""
+    still: bool = False
+    """It moves no pixel, so boxes, masks and paired images may stay where they are."""
     probability: Share = 1.0
     """Of a change."""
 
@@ -66,6 +68,7 @@ class Called(Transform):
 
     def __init__(self, function: Callable[[Tensor, Draws], Any], config: Own) -> None:
         self.function, self.name, self.probability = function, config.call, config.probability
+        self.still = config.still
         self._tried = False
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
@@ -80,6 +83,24 @@ class Called(Transform):
             self._check_repeats(images[: len(first)], draws.rows(first))
             self._tried = True
         return self._made(images, draws)
+
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """Nothing, if the user says so."""
+        self._check_still()
+        return ()
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
+        """Pixels as they are, if the user says so."""
+        self._check_still()
+        return pixels
+
+    def _check_still(self) -> None:
+        if not self.still:
+            raise UserError(
+                WHERE,
+                f"{self.name} changes images alone; if it moves no pixel, say {{call: {self.name}, still: "
+                "true}, else boxes and masks would not fit any more",
+            )
 
     def _made(self, images: Tensor, draws: Draws) -> Tensor:
         try:

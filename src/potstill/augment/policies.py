@@ -5,7 +5,8 @@ The operations, their ranges and the nearest-pixel warps are torchvision's, pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from potstill.augment import colour
-from potstill.augment.draws import Draws, Share, Transform
-from potstill.augment.geometry import turned, warped
+from potstill.augment.draws import Draws, Mode, Share, Transform
+from potstill.augment.geometry import affine, turned, warped
 from potstill.errors import UserError
 from potstill.losses import Range
 
@@ -47,22 +48,38 @@ Operation = Callable[[Tensor, Tensor, Tensor, Reach], Tensor]
 """Images, strength ``(N,)`` 0 to 1, the same with a sign, and how far to go."""
 
 
-def _map(signed: Tensor, *entries: float | Tensor) -> Tensor:
-    return torch.stack([torch.zeros_like(signed) + entry for entry in entries], dim=1).view(-1, 2, 3)
+Maps = Callable[[Tensor, Reach, int, int], Tensor]
+"""Signed strength, how far to go, height and width of the image; gives affine maps."""
 
 
-def _shear(images: Tensor, amount: Tensor, axis: int) -> Tensor:
+def _shear(amount: Tensor, height: int, width: int, axis: int) -> Tensor:
     """About the upper left corner; along x for axis 0."""
-    height, width = images.shape[2:]
     if axis == 0:
-        return warped(images, _map(amount, 1, amount, amount * height / 2, 0, 1, 0), "nearest")
-    return warped(images, _map(amount, 1, 0, 0, amount, 1, amount * width / 2), "nearest")
+        return affine(amount, 1, amount, amount * height / 2, 0, 1, 0)
+    return affine(amount, 1, 0, 0, amount, 1, amount * width / 2)
 
 
-def _move(images: Tensor, amount: Tensor, axis: int) -> Tensor:
+def _move(amount: Tensor, axis: int) -> Tensor:
     shift = -amount.trunc()
     x, y = (shift, 0.0) if axis == 0 else (0.0, shift)
-    return warped(images, _map(amount, 1, 0, x, 0, 1, y), "nearest")
+    return affine(amount, 1, 0, x, 0, 1, y)
+
+
+MOVES: dict[str, Maps] = {
+    "shear_x": lambda signed, reach, height, width: _shear(signed * reach.shear, height, width, 0),
+    "shear_y": lambda signed, reach, height, width: _shear(signed * reach.shear, height, width, 1),
+    "translate_x": lambda signed, reach, _height, width: _move(signed * reach.translation(width), 0),
+    "translate_y": lambda signed, reach, height, _width: _move(signed * reach.translation(height), 1),
+    "rotate": lambda signed, reach, _height, _width: turned(signed * reach.degrees),
+}
+"""What moves pixels, and whatever belongs to them."""
+
+
+def _warp(name: str) -> Operation:
+    def call(images: Tensor, _level: Tensor, signed: Tensor, reach: Reach) -> Tensor:
+        return warped(images, MOVES[name](signed, reach, *images.shape[2:]), "nearest")
+
+    return call
 
 
 def _torchvision(name: str) -> Operation:
@@ -79,15 +96,7 @@ def _torchvision(name: str) -> Operation:
 
 OPERATIONS: dict[str, Operation] = {
     "identity": lambda images, _level, _signed, _reach: images,
-    "shear_x": lambda images, _level, signed, reach: _shear(images, signed * reach.shear, 0),
-    "shear_y": lambda images, _level, signed, reach: _shear(images, signed * reach.shear, 1),
-    "translate_x": lambda images, _level, signed, reach: _move(
-        images, signed * reach.translation(images.shape[3]), 0
-    ),
-    "translate_y": lambda images, _level, signed, reach: _move(
-        images, signed * reach.translation(images.shape[2]), 1
-    ),
-    "rotate": lambda images, _level, signed, reach: warped(images, turned(signed * reach.degrees), "nearest"),
+    **{name: _warp(name) for name in MOVES},
     "brightness": lambda images, _level, signed, reach: colour.brightness(images, 1 + signed * reach.factor),
     "saturation": lambda images, _level, signed, reach: colour.saturation(images, 1 + signed * reach.factor),
     "contrast": lambda images, _level, signed, reach: colour.contrast(images, 1 + signed * reach.factor),
@@ -121,8 +130,55 @@ def operated(images: Tensor, which: Tensor, level: Tensor, negative: Tensor, rea
     return changed
 
 
+def moved(which: Tensor, signed: Tensor, reach: Reach, height: int, width: int) -> Tensor:
+    """The maps of one operation an image, ``(N, 2, 3)``: of what moves nothing, the identity."""
+    maps = affine(signed, 1, 0, 0, 0, 1, 0)
+    for place, name in enumerate(OPERATIONS):
+        if name in MOVES:
+            chosen = (which == place)[:, None, None]
+            maps = torch.where(chosen, MOVES[name](signed, reach, height, width), maps)
+    return maps
+
+
+Step = tuple[Tensor, Tensor, Tensor]
+"""Of one operation an image: its place, its strength, whether it goes the other way; ``(N,)`` each."""
+
+
+class Policy(Transform):
+    """Operations one after the other, chosen by an image's draws."""
+
+    reach: ClassVar[Reach]
+
+    @abstractmethod
+    def steps(self, draws: Draws) -> Sequence[Step]:
+        """What happens, in order."""
+
+    def check(self, images: Tensor) -> None:
+        """Bytes only."""
+        colour.check_bytes(images)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """Each image under operations of its own."""
+        for step in self.steps(draws):
+            images = operated(images, *step, self.reach)
+        return images
+
+    def moves(self, height: int, width: int, draws: Draws) -> Sequence[Tensor]:
+        """The maps of those that move pixels."""
+        return [
+            moved(which, torch.where(negative, -level, level), self.reach, height, width)
+            for which, level, negative in self.steps(draws)
+        ]
+
+    def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
+        """Moved, and read at the nearest pixel as the images are."""
+        for maps in self.moves(*pixels.shape[2:], draws):
+            pixels = warped(pixels, maps, "nearest")
+        return pixels
+
+
 @dataclass(frozen=True, kw_only=True)
-class RandAugment(Transform):
+class RandAugment(Policy):
     """Several random operations of one strength.
 
     Reference:
@@ -138,22 +194,19 @@ class RandAugment(Transform):
     """Of any change."""
 
     shorthand: ClassVar[str] = "magnitude"
+    reach: ClassVar[Reach] = RAND
 
-    def check(self, images: Tensor) -> None:
-        """Bytes only."""
-        colour.check_bytes(images)
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Each image under operations of its own."""
+    def steps(self, draws: Draws) -> Sequence[Step]:
+        """Each with a sign of its own."""
         level = torch.full_like(draws(0), self.magnitude / (BINS - 1))
-        for step in range(self.operations):
-            which = draws.whole(1 + 2 * step, len(OPERATIONS))
-            images = operated(images, which, level, draws(2 + 2 * step) < 0.5, RAND)
-        return images
+        return [
+            (draws.whole(1 + 2 * step, len(OPERATIONS)), level, draws(2 + 2 * step) < 0.5)
+            for step in range(self.operations)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrivialAugment(Transform):
+class TrivialAugment(Policy):
     """One random operation of a random strength, of a wide range.
 
     Reference:
@@ -165,12 +218,9 @@ class TrivialAugment(Transform):
     """Of any change."""
 
     shorthand: ClassVar[str] = "probability"
+    reach: ClassVar[Reach] = TRIVIAL
 
-    def check(self, images: Tensor) -> None:
-        """Bytes only."""
-        colour.check_bytes(images)
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Each image under an operation of its own."""
+    def steps(self, draws: Draws) -> Sequence[Step]:
+        """The one."""
         level = draws.whole(2, BINS).double() / (BINS - 1)
-        return operated(images, draws.whole(1, len(OPERATIONS)), level, draws(3) < 0.5, TRIVIAL)
+        return [(draws.whole(1, len(OPERATIONS)), level, draws(3) < 0.5)]

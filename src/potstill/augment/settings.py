@@ -77,6 +77,8 @@ class AugmentConfig:
     """Of texts: cover single tokens."""
     span_masking: SpanMasking | None = None
     """Of texts: cover runs of tokens."""
+    least_visible: Share = 0.1
+    """Of boxes: one of which less than this share of its area is left in the image is dropped."""
     mix_targets: bool = False
     """Mix the teacher's answers to the two plain images, instead of asking it about the mixed one."""
     order: tuple[str, ...] = ()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from potstill.augment.draws import Draws
+from potstill.augment.draws import Draws, Transform
 from potstill.augment.mixing import mixed_labels
+from potstill.augment.scene import Scene, moved_boxes
 from potstill.augment.settings import FIRST_DRAWS, AugmentConfig
 from potstill.batch import Mixture
 from potstill.errors import UserError
@@ -69,20 +71,43 @@ class Augment:
         Raises:
             UserError: If a transform cannot change such images, at its key.
         """
+        return self.together(Scene(images=images), index, view).images
+
+    def together(self, scene: Scene, index: Tensor, view: int) -> Scene:
+        """A view of each image and of what belongs to it, before any mixing.
+
+        What moves pixels moves all of a scene by the same draws; what changes how they look (colours,
+        coverings) changes the images alone. A box becomes the bounds of its moved corners, clipped to the
+        image, and is dropped where less than ``augment.least_visible`` of its area is left.
+
+        Args:
+            scene: Images, and boxes, masks or paired images.
+            index: Positions in the data set, ``(N,)`` int64; fastest on the CPU, wherever the images are.
+            view: Number of the view.
+
+        Returns:
+            The same with everything of the same shape and type.
+
+        Raises:
+            UserError: If a transform cannot change such images, at its key.
+
+        Example:
+            >>> boxes, there = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]), torch.tensor([[True]])
+            >>> scene = Scene(images=torch.tensor([[[[1, 2]]]]), boxes=boxes, there=there)
+            >>> flip = Augment(AugmentConfig(flip=1.0), seed=0)
+            >>> flip.together(scene, torch.tensor([0]), view=0).boxes.tolist()
+            [[[1.0, 0.0, 2.0, 1.0]]]
+        """
         for name, transform in self._transforms:
             try:
-                transform.check(images)
+                transform.check(scene.images)
+                draws = self._draws(name, index, view)
+                scene = _changed(transform, scene, draws)
+            except UserError:
+                raise
             except ValueError as error:
                 raise UserError(f"augment.{name}", str(error)) from error
-            draws = self._draws(name, index, view)
-            chosen = (draws(0) < transform.probability).nonzero()[:, 0]
-            if transform.probability == 1 or len(chosen) == len(images):
-                images = transform.apply(images, draws)
-            elif len(chosen):
-                there = chosen.to(images.device)
-                changed = transform.apply(images[there], draws.rows(chosen))
-                images = images.index_copy(0, there, changed)
-        return images
+        return scene.dropped(self.config.least_visible)
 
     def partners(self, index: Tensor, view: int) -> Tensor:
         """Samples that are needed beside ``index``: the partners of those that are mixed.
@@ -146,3 +171,32 @@ class Augment:
 
     def _draws(self, name: str, index: Tensor, view: int) -> Draws:
         return Draws(index, self.seed, view, FIRST_DRAWS[name])
+
+
+def _changed(transform: Transform, scene: Scene, draws: Draws) -> Scene:
+    """The scene with those images changed that the transform's probability takes."""
+    chosen = (draws(0) < transform.probability).nonzero()[:, 0]
+    if len(chosen) == 0:
+        return scene
+    if len(chosen) == len(scene.images):
+        return _moved(transform, scene, draws)
+    there = chosen.to(scene.images.device)
+    made = _moved(transform, scene.rows(there), draws.rows(chosen))
+    return scene.with_rows(there, made)
+
+
+def _moved(transform: Transform, scene: Scene, draws: Draws) -> Scene:
+    """The scene with every image changed, and with it what belongs to it."""
+    height, width = scene.images.shape[2:]
+    images = transform.apply(scene.images, draws)
+    if scene.alone:
+        return replace(scene, images=images)
+    masks = None if scene.masks is None else transform.follow(scene.masks, draws, "nearest")
+    paired = None if scene.paired is None else transform.follow(scene.paired, draws, "bilinear")
+    boxes, visible = scene.boxes, scene.visible
+    if boxes is not None:
+        for matrix in transform.moves(height, width, draws):
+            boxes, left = moved_boxes(boxes, matrix, height, width)
+            assert visible is not None, "where there are boxes it is known"
+            visible = visible * left
+    return replace(scene, images=images, boxes=boxes, visible=visible, masks=masks, paired=paired)
