@@ -60,6 +60,7 @@ LAYERS: list[set[str]] = [
     {"images", "texts"},
     {"assembly"},
     {"answering", "cells", "correction", "networks", "early_exits", "plan", "views", "filling"},
+    {"calibration", "shapes"},
     {"rounds"},
     {"outcome", "loaded"},
     {"story", "generations", "summary"},

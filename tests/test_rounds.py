@@ -247,19 +247,6 @@ def test_what_a_recipe_may_not_ask(project: Any, tmp_path: Path, override: str, 
     assert not (tmp_path / "run").exists()  # nothing to clear away before the next try
 
 
-def test_other_tasks_are_told_where_their_pruning_is() -> None:
-    raw = {
-        "task": "language_modeling",
-        "data": {"path": "texts"},
-        "teacher": {"model": "somewhere"},
-        "prune": {"target": {"parameters": 0.75}},
-    }
-    with pytest.raises(
-        UserError, match=r"prune: so far for task: classification.*potstill\.prune\.pretrained"
-    ):
-        from_mapping(raw)
-
-
 def test_a_round_that_is_not_there_is_named(project: Any, tmp_path: Path) -> None:
     go(project, tmp_path / "run", "train.steps=1", "prune.steps=1")
     with pytest.raises(UserError, match="round: expected one of 1, got 3"):

@@ -181,13 +181,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
         UserError: At the dotted key that is unknown, missing, of a wrong type or out of range.
     """
     if raw.get("prune") is not None and "student" not in raw and "teacher" in raw:
-        teacher = raw["teacher"]
-        own = (
-            {key: value for key, value in teacher.items() if key != "cache"}
-            if isinstance(teacher, dict)
-            else teacher
-        )
-        raw = {**raw, "student": copy.deepcopy(own)}
+        raw = {**raw, "student": _whole(raw)}
     kind = LanguageRecipe if raw.get("task") == "language_modeling" else Recipe
     recipe: Recipe = read_section(kind, raw, "")
     if "distill" not in raw:
@@ -201,6 +195,16 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     _check_own_views(recipe.scheme, recipe.augment)
     _check_prune(recipe)
     return recipe
+
+
+def _whole(raw: Mapping[str, Any]) -> Any:
+    """The student of a recipe that prunes: the teacher before anything is removed."""
+    if raw.get("task") in ("language_modeling", "text_classification"):
+        return {"model": "teacher"}
+    teacher = copy.deepcopy(raw["teacher"])
+    if isinstance(teacher, dict):
+        teacher.pop("cache", None)
+    return teacher
 
 
 def _check_teacher(recipe: Recipe) -> None:
@@ -231,16 +235,12 @@ def _check_own_views(scheme: SchemeConfig, augment: AugmentConfig) -> None:
 def _check_prune(recipe: Recipe) -> None:
     if recipe.prune is None:
         return
-    if recipe.task != "classification":
-        raise UserError(
-            "prune",
-            f"so far for task: classification of images, got {recipe.task}; see potstill.prune.pretrained",
-        )
     if recipe.scheme.kind != "offline":
         raise UserError(
             "prune", f"has no meaning with scheme: {recipe.scheme.kind}; it needs a trained teacher"
         )
-    if recipe.student.weights is None and not recipe.student.pretrained and not recipe.student.arguments:
+    untrained = recipe.student.weights is None and not recipe.student.pretrained
+    if recipe.task == "classification" and untrained and not recipe.student.arguments:
         raise UserError("student.weights", "missing; what is pruned must have learnt before")
 
 

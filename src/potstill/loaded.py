@@ -18,7 +18,7 @@ from potstill.folder import RunFolder
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
-from potstill.rounds import of_round, shaped
+from potstill.shapes import of_round, shaped
 from potstill.tasks import Classification, Task
 
 __all__ = ["IN_MEMORY", "LoadedRun", "load_student"]

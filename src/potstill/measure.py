@@ -101,7 +101,11 @@ def size_bytes(model: nn.Module) -> int:
     >>> size_bytes(nn.Linear(3, 2))
     32
     """
-    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values() if tensor.numel()}
+    tensors = {
+        (tensor.untyped_storage()._cdata, tensor.storage_offset()): tensor
+        for tensor in model.state_dict().values()
+        if tensor.numel()
+    }
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -9,34 +9,33 @@ the round and at the step where it was, and every round's network can be loaded.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill import distributed
-from potstill.batch import Batch, Signals, ask
+from potstill.calibration import Calibration, repeated
 from potstill.cells import Cell, Finished
-from potstill.config import Recipe
 from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
 from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.architecture import Architecture
 from potstill.models.weights import fingerprint
-from potstill.prune import Plan, PruneConfig, Structure, find_structure, removed
+from potstill.prune import Plan, PruneConfig, Structure
 from potstill.prune.choice import Candidate, Chooser, choose
 from potstill.prune.gauge import Gauge
 from potstill.prune.importance import block_scores, mean_loss, unit_scores
-from potstill.prune.removal import structure_after
 from potstill.prune.store import Scores, stored
-from potstill.taps import first_tensor
+from potstill.prune.surgery import cut, structure_left, structure_of, usual_axes
+from potstill.shapes import round_place
 
-__all__ = ["ARMS", "Pruned", "Rounds", "TrainOne", "of_round", "shaped"]
+__all__ = ["ARMS", "Pruned", "Rounds", "TrainOne"]
 
 ARMS: tuple[Arm, ...] = ("student", "control")
 """What is to go is decided with the student, so it comes first."""
@@ -53,44 +52,13 @@ class Pruned:
         experiment: The recipe with the pruned student.
         cells: The last round's cells.
         figures: For ``result.json``: the target and a row for each round.
+        start: The network of the last round's shape before any training: the original with all parts gone.
     """
 
     experiment: Experiment
     cells: list[Finished]
     figures: dict[str, Any]
-
-
-def shaped(experiment: Experiment, folder: RunFolder) -> Experiment:
-    """``experiment`` whose student has the shape that its finished run in ``folder`` gave it."""
-    if not folder.architecture.is_file():
-        return experiment
-    fresh, architecture = experiment.fresh, Architecture.load(folder.architecture)
-    return replace(experiment, fresh=lambda: architecture.applied(fresh()))
-
-
-def of_round(folder: RunFolder, number: int | None, recipe: Recipe) -> tuple[RunFolder, Path]:
-    """Where the architecture of a round lies, and the weights of its first student.
-
-    Args:
-        folder: The run's.
-        number: The round, from 1; ``None`` for the run's own student.
-        recipe: The run's.
-
-    Raises:
-        UserError: If there is no such round.
-    """
-    if number is None:
-        return folder, folder.student
-    steps = 0 if recipe.prune is None else recipe.prune.steps
-    if not 1 <= number <= steps:
-        known = ", ".join(map(str, range(1, steps + 1))) or "none, as nothing was pruned"
-        raise UserError("round", f"expected one of {known}, got {number}")
-    place = _place(folder, number)
-    return place, place.cell(Cell("student", recipe.seed).name) / f"{recipe.train.select}.safetensors"
-
-
-def _place(folder: RunFolder, number: int) -> RunFolder:
-    return RunFolder(folder.path / "rounds" / str(number))
+    start: nn.Module
 
 
 class Rounds:
@@ -116,7 +84,9 @@ class Rounds:
         assert experiment.recipe.prune is not None, "only a recipe with prune has rounds"
         self.experiment, self.folder, self.train_one, self.echo = experiment, folder, train_one, echo
         self.config: PruneConfig = experiment.recipe.prune
-        self.original = experiment.fresh().to(experiment.device).eval()
+        self.original = self.start = experiment.fresh().to(experiment.device).eval()
+        self.axes = self.config.axes or usual_axes(self.original)
+        self.losses = Calibration(experiment, self.config.calibration)
         recipe = experiment.recipe
         self.plan_of_cells = [
             Cell(arm, recipe.seed + number)
@@ -127,9 +97,8 @@ class Rounds:
         self.models = dict.fromkeys(self.plan_of_cells, self.original)
         self.finished: list[Finished] = []
         self.rows: list[dict[str, Any]] = []
-        self._batches: list[Batch] | None = None
         self._structure: Structure | None = None
-        self._blocks: tuple[str, ...] = ()
+        self._all_blocks: tuple[str, ...] = ()
         self._gauge: Gauge | None = None
 
     def check(self) -> str:
@@ -142,15 +111,14 @@ class Rounds:
             raise UserError("prune", f"runs in one process, got {distributed.world_size()}")
         structure = self.structure()
         gauge = self.gauge()
-        target = self.config.target.absolute(gauge.whole)
         even = Scores(
             {group.name: torch.zeros(group.units) for group in structure.groups},
             dict.fromkeys(structure.blocks, 0.0),
         )
-        least = Chooser(self.original, structure, even, gauge, self.config).least(target)
+        least = Chooser(self.original, structure, even, gauge, self.config).least(gauge.goal)
         units = sum(group.units for group in structure.groups)
         return (
-            f"prune: {gauge.quantity} from {gauge.whole:,.4g} to {target:,.4g} in "
+            f"prune: {gauge.quantity} from {gauge.whole:,.4g} to {gauge.goal:,.4g} in "
             f"{self.config.steps} round(s); "
             f"{len(structure.blocks)} blocks and {units} units may go, to {least:,.4g} at most"
         )
@@ -165,7 +133,7 @@ class Rounds:
             if not self.round(number):
                 return None
         self.architecture.save(self.folder.architecture)
-        return Pruned(self.current(), self.finished, self.figures())
+        return Pruned(self.current(), self.finished, self.figures(), self.start)
 
     # What is looked at ----------------------------------------------------------------------------
 
@@ -187,38 +155,29 @@ class Rounds:
         start = copy.deepcopy(start).to("cpu")
         return replace(self.experiment, fresh=lambda: copy.deepcopy(start))
 
-    def losses(self, model: nn.Module) -> Iterator[Tensor]:
-        """The supervised loss of each calibration sample; see :data:`potstill.prune.importance.Losses`."""
-        if self._batches is None:
-            self._batches = list(self._calibration())
-        for batch in self._batches:
-            answer = first_tensor(ask(model, batch.input("student")))
-            assert answer is not None, "a network answers with a tensor"
-            yield self.experiment.task.supervised(Signals(answer, {}), batch)
-
-    def _calibration(self) -> Iterator[Batch]:
-        """Plain training samples, spread evenly over the training part."""
-        part, size = self.experiment.splits.train, self.experiment.recipe.train.batch_size
-        count = min(self.config.calibration, len(part))
-        rows = [number * len(part) // count for number in range(count)]
-        for begin in range(0, count, size):
-            yield self.experiment.task.plain_batch(*part.__getitems__(rows[begin : begin + size]))
-
     def gauge(self) -> Gauge:
         """What networks cost; made once, as it times the original."""
         if self._gauge is None:
-            single = self.experiment.example().tensor("student")[:1].float()
-            batch = self.config.latency_batch if self.config.target.quantity == "latency" else 1
-            example = single.expand(batch, *single.shape[1:]).clone()
-            self._gauge = Gauge.of(self.config.target, self.original, example, self._blocks)
+            experiment, target = self.experiment, self.config.target
+            inputs = experiment.task.one_input("student", experiment.splits.train)
+            if isinstance(inputs, tuple):
+                inputs = experiment.example().tensor("student")
+            batch = self.config.latency_batch if target.quantity == "latency" else 1
+            self._gauge = Gauge.of(target, self.original, repeated(inputs, batch), self._blocks_of)
         return self._gauge
+
+    def _blocks_of(self, model: nn.Module) -> Sequence[str]:
+        """Paths of the blocks of what is left of the original."""
+        if self.structure().family:
+            return structure_of(model, {}, ["layers"]).blocks
+        return self._all_blocks
 
     def structure(self) -> Structure:
         """What may go from the present network."""
         if self._structure is None:
-            images = self.experiment.example().tensor("student")
-            self._structure = find_structure(self.original, images, self.config.axes)
-            self._blocks = self._structure.blocks
+            example = self.experiment.example().input("student")
+            self._structure = structure_of(self.original, example, self.axes)
+            self._all_blocks = self._structure.blocks
             for note in self._structure.notes:
                 self.echo(f"note: {note}")
         return self._structure
@@ -227,7 +186,7 @@ class Rounds:
 
     def round(self, number: int) -> bool:
         """One round; ``False`` if the user interrupted it."""
-        place = _place(self.folder, number)
+        place = round_place(self.folder, number)
         record = place.path / "round.json"
         if not record.is_file():
             row = self._decided(number, place)
@@ -237,8 +196,10 @@ class Rounds:
         row = read_json(record)
         plan = _plan(row["candidates"][0])
         structure = self.structure()
-        self._structure = structure_after(self.leader, plan, structure)
-        self.models = {cell: removed(model, plan, structure) for cell, model in self.models.items()}
+        before = self.leader
+        self.start = cut(self.start, plan, structure)
+        self.models = {cell: cut(model, plan, structure) for cell, model in self.models.items()}
+        self._structure = structure_left(before, plan, structure, self.leader, self.axes)
         self.architecture.save(place.architecture)
         length = replace(self.experiment.recipe.train, **self._length(number))
         self.finished = []
@@ -279,8 +240,7 @@ class Rounds:
         """The candidates of a round, the chosen one first; ``None`` if the user interrupted a trial."""
         structure = self.structure()
         gauge = self.gauge()
-        target = self.config.target.absolute(gauge.whole)
-        budget = gauge.whole * (target / gauge.whole) ** (number / self.config.steps)
+        budget = gauge.whole * (gauge.goal / gauge.whole) ** (number / self.config.steps)
         self.echo(f"round {number}/{self.config.steps}: scoring")
         scores = self._scores(structure)
         chooser = Chooser(self.leader.eval(), structure, scores, gauge, self.config)
@@ -298,7 +258,7 @@ class Rounds:
             "round": number,
             "quantity": gauge.quantity,
             "whole": gauge.whole,
-            "target": target,
+            "target": gauge.goal,
             "budget": budget,
             "cost": best.cost,
             "loss_before": mean_loss(self.leader.eval(), self.losses),
@@ -312,7 +272,7 @@ class Rounds:
             "model": fingerprint(self.leader),
             "importance": config.importance,
             "layer_importance": config.layer_importance,
-            "axes": ",".join(config.axes),
+            "axes": ",".join(self.axes),
             "calibration": f"{config.calibration} of {len(self.experiment.splits.train)}",
             "data": str(self.experiment.recipe.data),
         }

@@ -1,12 +1,14 @@
 """How a pruned network differs from the one it was cut from: enough to build it again, as plain JSON.
 
 Beside a weight file stands which modules are gone and which shapes and sizes changed. The original is made
-by its recipe, the difference is applied, and the weights fit; nothing is unpickled.
+by its recipe, the difference is applied, and the weights fit; nothing is unpickled. Where a configuration of
+transformers says what is left, it stands there too, and the difference is that from what it says.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ class Architecture:
     Attributes:
         removed: Paths of modules that let their input pass.
         modules: By path, ``attributes`` (numbers such as ``out_channels``) and shapes of ``tensors``.
+        config: Of a model of transformers: its configuration; the rest is the difference from what it makes.
 
     >>> big, small = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Sequential(nn.Linear(4, 2), nn.Identity())
     >>> found = Architecture.between(big, small)
@@ -39,10 +42,18 @@ class Architecture:
 
     removed: tuple[str, ...] = ()
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
 
     @classmethod
     def between(cls, original: nn.Module, pruned: nn.Module) -> Architecture:
-        """What makes ``pruned`` of ``original``; both have modules of the same paths but for the removed."""
+        """What makes ``pruned`` of ``original``.
+
+        Both have modules of the same paths but for the removed, or ``pruned`` has a configuration of its own.
+        """
+        config = _configuration(pruned)
+        if config is not None and config != _configuration(original):
+            rest = cls.between(_configured(original, config), pruned)
+            return cls(rest.removed, rest.modules, config)
         before = dict(original.named_modules())
         removed: list[str] = []
         modules: dict[str, dict[str, Any]] = {}
@@ -61,7 +72,7 @@ class Architecture:
         Raises:
             UserError: If the network has no such modules or tensors.
         """
-        model = copy.deepcopy(original)
+        model = copy.deepcopy(original) if self.config is None else _configured(original, self.config)
         try:
             for path in self.removed:
                 model.get_submodule(path)
@@ -74,7 +85,8 @@ class Architecture:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        write_json(path, {"removed": list(self.removed), "modules": dict(self.modules)})
+        row = {"removed": list(self.removed), "modules": dict(self.modules)}
+        write_json(path, row if self.config is None else {**row, "config": dict(self.config)})
 
     @classmethod
     def load(cls, path: Path) -> Architecture:
@@ -86,7 +98,25 @@ class Architecture:
         read = read_json(path)
         if not isinstance(read.get("removed"), list) or not isinstance(read.get("modules"), dict):
             raise UserError(str(path), f"expected removed and modules, got keys {sorted(read)}")
-        return cls(tuple(map(str, read["removed"])), read["modules"])
+        return cls(tuple(map(str, read["removed"])), read["modules"], read.get("config"))
+
+
+def _configuration(model: nn.Module) -> dict[str, Any] | None:
+    """What a model of transformers says of itself, as JSON would."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return None
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return found
+
+
+def _configured(original: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """A model of the original's class, as a configuration says."""
+    kind: Any = type(original)
+    given = type(original.config).from_dict(dict(config))  # type: ignore[union-attr,attr-defined,operator]
+    given._attn_implementation = original.config._attn_implementation  # type: ignore[union-attr]
+    model: nn.Module = kind(given)
+    return model.train(original.training)
 
 
 def _changed(before: nn.Module, after: nn.Module) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from potstill.errors import UserError
 from potstill.prune.gauge import Gauge
 from potstill.prune.groups import Group, Plan, Structure
 from potstill.prune.importance import Losses, mean_loss
-from potstill.prune.removal import removed
 from potstill.prune.settings import PruneConfig
 from potstill.prune.settling import settled
 from potstill.prune.store import Scores
+from potstill.prune.surgery import cut
 
 __all__ = ["Candidate", "Chooser", "choose"]
 
@@ -53,6 +55,10 @@ class Candidate:
         }
 
 
+Step = tuple[tuple[Group, int], ...]
+"""Units that go at once: one, or as many from every layer as keep all of them equally wide."""
+
+
 @dataclass
 class Chooser:
     """Makes plans for one network.
@@ -70,51 +76,66 @@ class Chooser:
     scores: Scores
     gauge: Gauge
     config: PruneConfig
-    _order: list[tuple[Group, int]] = field(init=False)
+    _order: list[Step] = field(init=False)
     _blocks: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._blocks = sorted(self.structure.blocks, key=self.scores.blocks.__getitem__)
-        self._order = sorted(self._spare(), key=self._merit)
-
-    def _spare(self) -> Iterator[tuple[Group, int]]:
-        """The units of each group that may go, all but its best."""
-        whole = self.gauge.unit_cost(self.model)
-        self._saved: dict[str, float] = {}
+        blocks = sorted(self.structure.blocks, key=self.scores.blocks.__getitem__)
+        most = len(blocks)
+        if self.structure.family:  # a transformer without layers is none
+            most -= max(1, math.ceil(self.config.keep * most))
+        self._blocks = blocks[: max(0, most)]
+        self._skeleton = self.model
+        if self.gauge.by_shapes:
+            self._skeleton = copy.deepcopy(self.model).to("meta")
+        self._whole = self.gauge.unit_cost(self._skeleton)
+        sets: dict[str, list[Group]] = {}
         for group in self.structure.groups:
-            least = max(1, math.ceil(self.config.keep * group.units))
-            order = self.scores.units[group.name].argsort()[: group.units - least].tolist()
-            if order:
-                one = removed(self.model, Plan(units={group.name: (order[0],)}), self.structure)
-                self._saved[group.name] = max(whole - self.gauge.unit_cost(one), 1e-12)
-            yield from ((group, unit) for unit in order)
+            sets.setdefault(group.together or group.name, []).append(group)
+        rated = [pair for groups in sets.values() for pair in self._steps(groups)]
+        self._order = [step for _, step in sorted(rated, key=lambda pair: pair[0])]
 
-    def _merit(self, item: tuple[Group, int]) -> float:
-        """Score for each unit of cost that its removal saves."""
-        group, unit = item
-        return float(self.scores.units[group.name][unit]) / self._saved[group.name]
+    def _steps(self, groups: list[Group]) -> Iterator[tuple[float, Step]]:
+        """What goes from groups of equal width, one step after the other, each with its merit.
+
+        The merit of a step is the score that is lost for each unit of cost that is saved.
+        """
+        width = groups[0].units
+        least = max(1, math.ceil(self.config.keep * width))
+        allowed = groups[0].left or range(1, width)
+        widths = [
+            left
+            for left in sorted(allowed, reverse=True)
+            if left >= least and left % self.config.multiple == 0
+        ]
+        orders = {group.name: self.scores.units[group.name].argsort().tolist() for group in groups}
+        saved = 0.0
+        for before, after in pairwise([width, *widths]):
+            gone = slice(width - before, width - after)
+            step = tuple((group, unit) for group in groups for unit in orders[group.name][gone])
+            if not saved:
+                units = {group.name: tuple(orders[group.name][gone]) for group in groups}
+                one = cut(self._skeleton, Plan(units=units), self.structure)
+                saved = max(self._whole - self.gauge.unit_cost(one), 1e-12) / (before - after)
+            lost = sum(float(self.scores.units[group.name][unit]) for group, unit in step)
+            yield lost / (saved * (before - after)), step
 
     def plan(self, depth: int, count: int) -> Plan:
-        """The ``depth`` least blocks and the ``count`` least units of what is left go."""
+        """The ``depth`` least blocks go, and the ``count`` least steps of what is left."""
         blocks = tuple(self._blocks[:depth])
         units: dict[str, list[int]] = {}
-        for group, unit in self._left(blocks)[:count]:
-            units.setdefault(group.name, []).append(unit)
-        multiple = self.config.multiple
-        trimmed = {}
-        for name, gone in units.items():
-            keep = self.structure.group(name).units - len(gone)
-            fewer = len(gone) - (-keep % multiple)  # the most important of them stay
-            if fewer > 0:
-                trimmed[name] = tuple(sorted(gone[:fewer]))
-        return Plan(blocks, trimmed)
+        for step in self._left(blocks)[:count]:
+            for group, unit in step:
+                units.setdefault(group.name, []).append(unit)
+        return Plan(blocks, {name: tuple(sorted(gone)) for name, gone in units.items()})
 
-    def _left(self, blocks: tuple[str, ...]) -> list[tuple[Group, int]]:
-        return [item for item in self._order if not item[0].within(blocks)]
+    def _left(self, blocks: tuple[str, ...]) -> list[Step]:
+        steps = (tuple(item for item in step if not item[0].within(blocks)) for step in self._order)
+        return [step for step in steps if step]
 
     def cost(self, depth: int, count: int) -> float:
         """Predicted."""
-        return self.gauge.predicted(removed(self.model, self.plan(depth, count), self.structure))
+        return self.gauge.predicted(cut(self._skeleton, self.plan(depth, count), self.structure))
 
     def depths(self, budget: float) -> list[int]:
         """Numbers of blocks between the fewest with which the budget can be met and the most that it needs.
@@ -164,7 +185,7 @@ class Chooser:
         goal, best = budget, None
         for _ in range(TRIES):
             plan = self.plan(depth, self._fewest(depth, goal))
-            cost = self.gauge.measured(removed(self.model, plan, self.structure))
+            cost = self.gauge.measured(cut(self._skeleton, plan, self.structure))
             if cost <= budget and (best is None or cost > best[1]):
                 best = (plan, cost)
             if cost <= budget and (self.gauge.times is None or cost >= NEAR * budget):
@@ -197,7 +218,7 @@ def choose(
         fitted = chooser.fitted(depth, budget)
         if fitted is not None:
             plan, cost = fitted
-            loss = mean_loss(settled(removed(chooser.model, plan, chooser.structure), losses), losses)
+            loss = mean_loss(settled(cut(chooser.model, plan, chooser.structure), losses), losses)
             found.append(Candidate(plan, cost, loss))
     if not found:
         name, value = chooser.config.target.given
@@ -206,9 +227,7 @@ def choose(
     if trial is None or chooser.config.trial_steps == 0 or len(found) == 1:
         return found
     tried = [
-        Candidate(
-            one.plan, one.cost, one.loss, trial(place, removed(chooser.model, one.plan, chooser.structure))
-        )
+        Candidate(one.plan, one.cost, one.loss, trial(place, cut(chooser.model, one.plan, chooser.structure)))
         for place, one in enumerate(found[: chooser.config.finalists])
     ]
     tried.sort(key=lambda candidate: candidate.trial if candidate.trial is not None else math.inf)

@@ -6,6 +6,7 @@ groups, and the hidden width. Widths stay uniform over layers, as the configurat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from potstill.errors import UserError
 from potstill.prune.groups import Axis, Group, Slice, Structure
 
-__all__ = ["Family", "family_of", "family_structure"]
+__all__ = ["Family", "family_of", "family_structure", "is_known", "layers_path"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Family:
         layers: Path of the list of layers, from the base model.
         up: What writes the neurons of a layer.
         down: What reads them.
-        attention: Path of the attention in a layer; empty where heads cannot go.
+        attention: What makes queries, keys and values of a layer, and what reads them.
+        sized: Whether its configuration has a size of a head beside their number, so that heads can go and
+            any loader builds the rest.
         depth: The configuration's name for the number of layers.
         neurons: That for the neurons of a layer.
     """
@@ -37,27 +40,57 @@ class Family:
     layers: str
     up: tuple[str, ...]
     down: str
-    attention: str = ""
+    attention: tuple[str, str, str, str]
+    sized: bool = False
     depth: str = "num_hidden_layers"
     neurons: str = "intermediate_size"
+
+    def head_size(self, model: Any) -> int:
+        """Size of a head, whatever heads have gone."""
+        config = model.config
+        if not self.sized:
+            return int(config.hidden_size // config.num_attention_heads)
+        first = model.get_submodule(f"{layers_path(model, self)}.0.{self.attention[0]}")
+        return int(first.out_features // config.num_attention_heads)
 
 
 GATED = ("mlp.gate_proj", "mlp.up_proj")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+DECODER_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+ENCODER_ATTENTION = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+)
+DISTIL_ATTENTION = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
 FAMILIES = (
-    Family(DECODERS, "layers", GATED, "mlp.down_proj", "self_attn"),
-    Family(("bert", "roberta", "electra"), "encoder.layer", ("intermediate.dense",), "output.dense"),
+    Family(DECODERS, "layers", GATED, "mlp.down_proj", DECODER_ATTENTION, sized=True),
+    Family(
+        ("bert", "roberta", "electra"),
+        "encoder.layer",
+        ("intermediate.dense",),
+        "output.dense",
+        ENCODER_ATTENTION,
+    ),
     Family(
         ("distilbert",),
         "transformer.layer",
         ("ffn.lin1",),
         "ffn.lin2",
+        DISTIL_ATTENTION,
         depth="n_layers",
         neurons="hidden_dim",
     ),
 )
 SCALED = ("gemma",)
 """Families that scale embeddings by their width, so that the width cannot change alone."""
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether a network is of one of the families."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return any(kind in family.types for family in FAMILIES)
 
 
 def family_of(model: nn.Module) -> Family:
@@ -100,24 +133,20 @@ def family_structure(model: nn.Module, axes: Sequence[Axis] = ("layers", "mlp"))
         if axis == "mlp":
             groups.extend(_neurons(model, family, layer) for layer in layers)
         elif axis in ("heads", "kv_groups"):
-            _check_heads(model, family, axes)
+            if "heads" in axes and "kv_groups" in axes:
+                raise UserError("prune.axes", "expected heads or kv_groups, got both")
             groups.extend(one for layer in layers for one in _heads(model, family, layer, axis))
         elif axis == "hidden":
-            groups.append(_hidden(model, family, layers))
+            groups.append(_hidden(model, family, layers, axes))
         elif axis != "layers":
             raise UserError("prune.axes", f"{axis} has no meaning for {type(model).__name__}")
-    return Structure(tuple(groups), tuple(layers) if "layers" in axes else ())
-
-
-def _check_heads(model: Any, family: Family, axes: Sequence[Axis]) -> None:
-    if not family.attention:
-        raise UserError(
-            "prune.axes",
-            f"heads cannot go from {type(model).__name__}: its configuration derives the size of a head from "
-            "their number, so no loader could build the rest",
+    notes = ()
+    if not family.sized and {"heads", "kv_groups"} & set(axes):
+        notes = (
+            f"heads of {type(model).__name__} go: its configuration derives their size from their number, so "
+            "only Potstill can load what is left",
         )
-    if "heads" in axes and "kv_groups" in axes:
-        raise UserError("prune.axes", "expected heads or kv_groups, got both")
+    return Structure(tuple(groups), tuple(layers) if "layers" in axes else (), notes, family=True)
 
 
 def _rows(model: nn.Module, module: str, dim: int, index: Tensor) -> Iterator[Slice]:
@@ -138,37 +167,46 @@ def _neurons(model: nn.Module, family: Family, layer: str) -> Group:
 
 def _heads(model: Any, family: Family, layer: str, axis: Axis) -> Iterator[Group]:
     """Heads of each key-value group, or the key-value groups of a layer."""
-    place, config = f"{layer}.{family.attention}", model.config
-    size = model.get_submodule(place).head_dim
-    pairs = config.num_key_value_heads
-    each = config.num_attention_heads // pairs
+    query, key, value, out = (f"{layer}.{name}" for name in family.attention)
+    size = family.head_size(model)
+    pairs = model.get_submodule(key).out_features // size
+    each = model.get_submodule(query).out_features // size // pairs
     wide = torch.arange(pairs * each * size)
     if axis == "heads" and each > 1:
         for pair in range(pairs):
             index = wide.reshape(pairs, each, size)[pair]
             yield Group(
-                f"{place}.group{pair}",
+                f"{layer}.{family.attention[0].rpartition('.')[0]}.group{pair}",
                 "heads",
                 each,
-                tuple(_rows(model, f"{place}.q_proj", 0, index)),
-                tuple(_rows(model, f"{place}.o_proj", 1, index)),
+                tuple(_rows(model, query, 0, index)),
+                tuple(_rows(model, out, 1, index)),
                 together="heads",
+                left=_dividing(model, family, each, pairs),
             )
         return
     queries, keys = wide.reshape(pairs, each * size), torch.arange(pairs * size).reshape(pairs, size)
     writers = [
-        *_rows(model, f"{place}.q_proj", 0, queries),
-        *_rows(model, f"{place}.k_proj", 0, keys),
-        *_rows(model, f"{place}.v_proj", 0, keys),
+        *_rows(model, query, 0, queries),
+        *_rows(model, key, 0, keys),
+        *_rows(model, value, 0, keys),
     ]
-    readers = tuple(_rows(model, f"{place}.o_proj", 1, queries))
-    yield Group(f"{place}.q_proj", "kv_groups", pairs, tuple(writers), readers, together="kv_groups")
+    readers = tuple(_rows(model, out, 1, queries))
+    left = _dividing(model, family, pairs, each)
+    yield Group(query, "kv_groups", pairs, tuple(writers), readers, together="kv_groups", left=left)
 
 
-def _hidden(model: Any, family: Family, layers: Sequence[str]) -> Group:
+def _dividing(model: Any, family: Family, units: int, each: int) -> tuple[int, ...]:
+    """How many of ``units`` may be left: the hidden width must be a multiple of all heads."""
+    if not family.sized:
+        return ()
+    return tuple(count for count in range(1, units) if model.config.hidden_size % (count * each) == 0)
+
+
+def _hidden(model: Any, family: Family, layers: Sequence[str], axes: Sequence[Axis]) -> Group:
     """The hidden width: one group through the whole model."""
     config = model.config
-    if not family.attention or config.model_type in SCALED:
+    if not family.sized or config.model_type in SCALED:
         raise UserError("prune.axes", f"the hidden width of {type(model).__name__} cannot go alone")
     units = config.hidden_size
     index = torch.arange(units).unsqueeze(1)
@@ -176,18 +214,29 @@ def _hidden(model: Any, family: Family, layers: Sequence[str]) -> Group:
     writers = [Slice(f"{base}embed_tokens", "weight", 1, index), Slice(f"{base}norm", "weight", 0, index)]
     readers: list[Slice] = []
     for layer in layers:
-        place = f"{layer}.{family.attention}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             writers.append(Slice(f"{layer}.{norm}", "weight", 0, index))
-        for module in (f"{place}.o_proj", f"{layer}.{family.down}"):
-            writers.extend(_rows(model, module, 0, index))
-        for module in (
-            *(f"{place}.{one}_proj" for one in "qkv"),
-            *(f"{layer}.{up}" for up in family.up),
-        ):
-            readers.extend(_rows(model, module, 1, index))
+        for name in (family.attention[3], family.down):
+            writers.extend(_rows(model, f"{layer}.{name}", 0, index))
+        for name in (*family.attention[:3], *family.up):
+            readers.extend(_rows(model, f"{layer}.{name}", 1, index))
     head = model.get_output_embeddings()
     if head is not None:
         name = next(path for path, module in model.named_modules() if module is head)
         readers.append(Slice(name, "weight", 1, index))
-    return Group("hidden", "hidden", units, tuple(writers), tuple(readers), together="hidden")
+    return Group(
+        "hidden", "hidden", units, tuple(writers), tuple(readers), "hidden", _widths(model, family, axes)
+    )
+
+
+def _widths(model: Any, family: Family, axes: Sequence[Axis]) -> tuple[int, ...]:
+    """Hidden widths that are multiples of any number of heads that may be left."""
+    config = model.config
+    heads, pairs = config.num_attention_heads, config.num_key_value_heads
+    counts = {heads}
+    if "heads" in axes:
+        counts |= {pairs * each for each in _dividing(model, family, heads // pairs, pairs)}
+    if "kv_groups" in axes:
+        counts |= {left * heads // pairs for left in _dividing(model, family, pairs, heads // pairs)}
+    step = math.lcm(*counts)
+    return tuple(range(step, config.hidden_size, step))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from potstill import measure
+from potstill.batch import Inputs, ask
 from potstill.errors import UserError
 from potstill.prune.settings import Quantity, TargetConfig
 
@@ -22,17 +24,30 @@ FINEST = 0.05
 """Two timings of one network may differ by this share; the target is met within it."""
 
 
+class _Block(nn.Module):
+    """A block with all that it was given beside its first input."""
+
+    def __init__(self, block: nn.Module, others: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.block, self.others, self.named = block, others, dict(named)
+
+    def forward(self, first: Tensor) -> Any:
+        return self.block(first, *self.others, **self.named)
+
+
 class BlockTimes:
     """A table of measured blocks: each shape of block is timed once, a network is their sum and the rest.
 
     Args:
         original: The network before anything is removed.
-        example: Its input, ``(N, ...)``.
-        blocks: Paths of its blocks.
+        example: Its input.
+        blocks: Gives the paths of a network's blocks.
     """
 
-    def __init__(self, original: nn.Module, example: Tensor, blocks: Sequence[str]) -> None:
-        self.example, self.blocks = example, tuple(blocks)
+    def __init__(
+        self, original: nn.Module, example: Inputs, blocks: Callable[[nn.Module], Sequence[str]]
+    ) -> None:
+        self.example, self.blocks = example, blocks
         self.table: dict[tuple[Any, ...], float] = {}
         whole = measure.latency({"whole": (original, example)}, runs=RUNS)["whole"].median_ms
         self.rest = max(0.0, whole - self._blocks(original))
@@ -43,23 +58,25 @@ class BlockTimes:
 
     def _blocks(self, model: nn.Module) -> float:
         """The sum of its blocks' times; new shapes are timed."""
-        inputs: dict[str, Tensor] = {}
+        calls: dict[str, tuple[Tensor, nn.Module]] = {}
+
+        def note(path: str, block: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            calls[path] = given[0].clone(), _Block(block, given[1:], named) if given[1:] or named else block
+
         handles = [
-            model.get_submodule(path).register_forward_pre_hook(
-                lambda _, given, path=path: inputs.__setitem__(path, given[0].clone())
-            )
-            for path in self.blocks
+            model.get_submodule(path).register_forward_pre_hook(partial(note, path), with_kwargs=True)
+            for path in self.blocks(model)
         ]
         with torch.no_grad():
-            model.eval()(self.example)
+            ask(model.eval(), self.example)
         for handle in handles:
             handle.remove()
         total = 0.0
-        for path, given in inputs.items():
+        for path, (given, call) in calls.items():
             block = model.get_submodule(path)
             key = (type(block), tuple(given.shape), *(tuple(each.shape) for each in block.parameters()))
             if key not in self.table:
-                timed = measure.latency({"block": (block, given)}, runs=BLOCK_RUNS)
+                timed = measure.latency({"block": (call, given)}, runs=BLOCK_RUNS)
                 self.table[key] = timed["block"].median_ms
             total += self.table[key]
         return total
@@ -74,40 +91,50 @@ class Gauge:
         original: What shares refer to.
         example: One input for counts, a batch of the target's size for times.
         whole: The original's own figure; milliseconds for a time.
+        goal: What is aimed at, in the same unit.
         times: The table of blocks, for a time.
     """
 
     quantity: Quantity
     original: nn.Module
-    example: Tensor
+    example: Inputs
     whole: float
+    goal: float
     times: BlockTimes | None = None
 
     @classmethod
-    def of(cls, target: TargetConfig, original: nn.Module, example: Tensor, blocks: Sequence[str]) -> Gauge:
+    def of(
+        cls,
+        target: TargetConfig,
+        original: nn.Module,
+        example: Inputs,
+        blocks: Callable[[nn.Module], Sequence[str]],
+    ) -> Gauge:
         """A gauge for a target.
 
         Args:
             target: The target.
             original: The network before anything is removed.
             example: Its input; see :class:`Gauge`.
-            blocks: Its blocks.
+            blocks: Gives the paths of the blocks of what is left of it.
 
         Raises:
-            UserError: If this machine's timings are too noisy to tell whether the target is met.
+            UserError: If the target is not below the original's own figure, or this machine's timings are too
+                noisy to tell whether it is met.
         """
         quantity = target.quantity
         if quantity != "latency":
-            return cls(quantity, original, example, _count(quantity, original, example))
+            whole = _count(quantity, original, example)
+            return cls(quantity, original, example, whole, target.absolute(whole))
         whole, apart = noise(original, example)
-        goal = target.absolute(whole)
+        goal = target.absolute(whole, _tokens(example))
         if apart > min(FINEST, 1 - goal / whole):
             raise UserError(
                 f"prune.target.{target.given[0]}",
                 f"cannot be resolved: the same network, timed twice in turns, differs by {apart:.1%} around "
                 f"{whole:.3g} ms; use a quieter machine or a larger prune.latency_batch",
             )
-        return cls(quantity, original, example, whole, BlockTimes(original, example, blocks))
+        return cls(quantity, original, example, whole, goal, BlockTimes(original, example, blocks))
 
     def predicted(self, model: nn.Module) -> float:
         """The cost without timing the whole network; exact for counts."""
@@ -125,16 +152,27 @@ class Gauge:
         """A count that every single unit changes: multiply-accumulates stand for time."""
         return _count("macs" if self.quantity == "latency" else self.quantity, model, self.example)
 
+    @property
+    def by_shapes(self) -> bool:
+        """Whether the cost can be told from shapes alone, without weights."""
+        return self.quantity in ("parameters", "bytes")
 
-def _count(quantity: Quantity, model: nn.Module, example: Tensor) -> float:
+
+def _count(quantity: Quantity, model: nn.Module, example: Inputs) -> float:
     if quantity == "parameters":
         return float(measure.parameters(model))
     if quantity == "bytes":
         return float(measure.size_bytes(model))
-    return measure.macs(model, example) / len(example)
+    first = example if isinstance(example, Tensor) else next(iter(example.values()))
+    return measure.macs(model, example) / len(first)
 
 
-def noise(model: nn.Module, example: Tensor) -> tuple[float, float]:
+def _tokens(example: Inputs) -> int:
+    """Tokens of the inputs, 0 where there are none."""
+    return 0 if isinstance(example, Tensor) else next(iter(example.values())).numel()
+
+
+def noise(model: nn.Module, example: Inputs) -> tuple[float, float]:
     """Median milliseconds, and by which share two timings of the same network in turns differ at best."""
     found = []
     for _ in range(ATTEMPTS):

@@ -62,6 +62,7 @@ class Group:
         writers: Slices of what makes them.
         readers: Slices of what reads them; with zeros there a unit is as good as gone.
         together: Groups of one such name lose equally many units.
+        left: How many units may be left, ascending; any number where it is empty.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Group:
     writers: tuple[Slice, ...]
     readers: tuple[Slice, ...]
     together: str = ""
+    left: tuple[int, ...] = ()
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -89,11 +91,13 @@ class Structure:
         groups: Units.
         blocks: Paths of blocks that can be left out, as what enters fits what leaves.
         notes: What stays whole, and why.
+        family: The network is one of transformers' and stays one: what is left is numbered and sized anew.
     """
 
     groups: tuple[Group, ...] = ()
     blocks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    family: bool = False
 
     def group(self, name: str) -> Group:
         """The group of that name."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
@@ -21,7 +22,8 @@ def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn
     """A new model of the same class without the layers and units of ``plan``.
 
     Layers are numbered anew, tied embeddings stay tied, and the configuration says what is left, so the
-    model is saved by ``save_pretrained`` and loaded without Potstill. Where the hidden width shrinks, the
+    model is saved by ``save_pretrained`` and loaded without Potstill; only where heads went from an encoder,
+    whose configuration cannot say so, Potstill alone builds it again. Where the hidden width shrinks, the
     root-mean-square norms are scaled by the root of the ratio: width that held zeros may go unnoticed.
 
     Args:
@@ -45,6 +47,8 @@ def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn
     if not kept:
         raise UserError("prune", "all layers would be removed")
     small = _built(model, family, counts, kept)
+    if not family.sized and "kv_groups" in counts:
+        _narrowed(small, cut, family, kept)
     small.load_state_dict(_renumbered(cut.state_dict(), path, kept))
     if "hidden" in counts:
         _rescale(small, 1 + counts["hidden"] / small.config.hidden_size)
@@ -76,8 +80,8 @@ def _built(model: Any, family: Family, counts: Mapping[str, int], kept: list[int
     if kinds is not None:
         config.layer_types = [kinds[number] for number in kept]
     try:
-        if family.attention:
-            config.head_dim = _head_dim(model, family)
+        if family.sized:
+            config.head_dim = family.head_size(model)
             pairs = config.num_key_value_heads - counts.get("kv_groups", 0)
             each = config.num_attention_heads // config.num_key_value_heads - counts.get("heads", 0)
             hidden = config.hidden_size - counts.get("hidden", 0)
@@ -86,7 +90,8 @@ def _built(model: Any, family: Family, counts: Mapping[str, int], kept: list[int
         setattr(config, family.neurons, getattr(config, family.neurons) - counts.get("mlp", 0))
         if hasattr(config, "validate"):
             config.validate()
-        small = type(model)(config)
+        with torch.device(model.device):
+            small = type(model)(config)
     except Exception as error:  # its own checks raise errors of several libraries
         reason = " ".join(str(error).split())
         raise UserError("prune", f"{type(config).__name__} refuses these sizes: {reason}") from error
@@ -95,9 +100,13 @@ def _built(model: Any, family: Family, counts: Mapping[str, int], kept: list[int
     return small.to(device=model.device, dtype=model.dtype)
 
 
-def _head_dim(model: Any, family: Family) -> int:
-    layer = model.get_submodule(f"{layers_path(model, family)}.0.{family.attention}")
-    return int(layer.head_dim)
+def _narrowed(small: nn.Module, cut: nn.Module, family: Family, kept: list[int]) -> None:
+    """Attention of fewer heads, where the configuration cannot say so: modules as they were cut."""
+    path = layers_path(small, family)
+    for new, old in enumerate(kept):
+        for name in family.attention:
+            part = copy.deepcopy(cut.get_submodule(f"{path}.{old}.{name}"))
+            small.set_submodule(f"{path}.{new}.{name}", part)
 
 
 def _renumbered(state: Mapping[str, Tensor], path: str, kept: list[int]) -> dict[str, Tensor]:

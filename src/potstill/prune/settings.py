@@ -13,6 +13,7 @@ __all__ = ["PruneConfig", "Quantity", "TargetConfig"]
 
 Quantity = Literal["parameters", "macs", "bytes", "latency"]
 POSITIVE = Range(above=0)
+TIMES = ("latency", "latency_ms", "tokens_per_second")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class TargetConfig:
     """Share of the original's measured time."""
     latency_ms: Annotated[float, POSITIVE] | None = None
     """Measured milliseconds of a forward pass."""
+    tokens_per_second: Annotated[float, POSITIVE] | None = None
+    """Measured tokens of a forward pass a second."""
 
     def __post_init__(self) -> None:
         given = [name for name, value in asdict(self).items() if value is not None]
@@ -47,15 +50,27 @@ class TargetConfig:
     def quantity(self) -> Quantity:
         """What is counted or timed."""
         name = self.given[0]
-        return "latency" if name == "latency_ms" else name  # type: ignore[return-value]
+        return "latency" if name in TIMES else name  # type: ignore[return-value]
 
-    def absolute(self, whole: float) -> float:
+    def absolute(self, whole: float, tokens: int = 0) -> float:
         """The target in the unit of ``whole``, the original's own figure.
 
+        Args:
+            whole: Of the original; milliseconds for a time.
+            tokens: Tokens of the forward pass that is timed, where there are any.
+
         Raises:
-            UserError: If it is not below that.
+            UserError: If it is not below that, or tokens a second are asked of a network without tokens.
         """
         name, value = self.given
+        if name == "tokens_per_second":
+            if not tokens:
+                raise UserError(f"prune.target.{name}", "has a meaning for texts alone; give latency_ms")
+            if value <= (own := 1000 * tokens / whole):
+                raise UserError(
+                    f"prune.target.{name}", f"must be above the model's own {own:.4g}, got {value:g}"
+                )
+            return 1000 * tokens / value
         share = name == "latency" or (name != "latency_ms" and value <= 1)
         target = value * whole if share else value
         if target >= whole:
@@ -73,15 +88,16 @@ class PruneConfig:
     """Rounds; the target is approached in equal ratios."""
     between: Annotated[float, Range(above=0, most=1)] = 0.25
     """Training of each round but the last, as a share of ``train``'s length."""
-    axes: tuple[Axis, ...] = ("layers", "channels")
-    """What may go: ``layers`` (whole blocks), ``channels``."""
+    axes: tuple[Axis, ...] | None = None
+    """What may go: ``layers`` (whole blocks) and ``channels``; of a language model or an encoder ``layers``,
+    ``mlp``, ``heads``, ``kv_groups``, ``hidden``. By default layers and channels, or layers and ``mlp``."""
     importance: Literal["taylor", "activation", "activation_weight", "magnitude"] = "taylor"
     """What decides among channels."""
     layer_importance: Literal["loss", "influence", "greedy"] = "loss"
     """What decides among blocks: the loss without each, 1 - cosine of what enters and leaves, or the loss
     tried again after each block that goes."""
     calibration: Annotated[int, Range(least=1)] = 512
-    """Training samples that scores are computed on."""
+    """Training samples that scores are computed on; rows of tokens for a language model."""
     candidates: Annotated[int, Range(least=1)] = 5
     """Mixtures of fewer blocks and fewer channels that are compared in each round."""
     finalists: Annotated[int, Range(least=1)] = 2

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from potstill.batch import Inputs, ask
 from potstill.errors import UserError
 from potstill.prune.groups import Axis, Group, Plan, Slice, Structure
 from potstill.prune.removal import masked, removed
+from potstill.taps import first_tensor
 
 __all__ = ["find_structure"]
 
@@ -33,20 +35,20 @@ BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def find_structure(
-    model: nn.Module, example: Tensor, axes: Sequence[Axis] = ("layers", "channels")
+    model: nn.Module, example: Inputs, axes: Sequence[Axis] = ("layers", "channels")
 ) -> Structure:
     """Blocks and channels that can go.
 
     Args:
         model: The network; left as it is.
-        example: A small batch of its inputs, ``(N, ...)``.
+        example: A small batch of its inputs, ``(N, ...)``, or several by name.
         axes: ``layers`` for blocks, ``channels`` for channels.
 
     Raises:
         UserError: If Torch-Pruning is not installed, or nothing can go at all.
     """
     model = copy.deepcopy(model).float().eval().requires_grad_(True)
-    example = example.float()
+    example = example.float() if isinstance(example, Tensor) else example
     blocks = tuple(_blocks(model, example)) if "layers" in axes else ()
     groups: list[Group] = []
     notes: list[str] = []
@@ -63,7 +65,7 @@ def find_structure(
     return Structure(tuple(groups), blocks, tuple(notes))
 
 
-def _blocks(model: nn.Module, example: Tensor) -> Iterator[str]:
+def _blocks(model: nn.Module, example: Inputs) -> Iterator[str]:
     """Children of sequences that are called once and answer in the shape of what they get, outermost only."""
     listed = [
         f"{path}.{name}" if path else name
@@ -90,7 +92,7 @@ def _blocks(model: nn.Module, example: Tensor) -> Iterator[str]:
         for path in listed
     ]
     with torch.no_grad():
-        model(example)
+        ask(model, example)
     for handle in handles:
         handle.remove()
     found: list[str] = []
@@ -100,7 +102,7 @@ def _blocks(model: nn.Module, example: Tensor) -> Iterator[str]:
     return iter(found)
 
 
-def _traced(model: nn.Module, example: Tensor, notes: list[str]) -> Iterator[Group]:
+def _traced(model: nn.Module, example: Inputs, notes: list[str]) -> Iterator[Group]:
     """The groups that Torch-Pruning finds, as tables of slices; none, with a note, where tracing fails."""
     try:
         import torch_pruning
@@ -152,7 +154,7 @@ def _slices(module: nn.Module, path: str, index: Tensor, incoming: bool) -> Iter
             yield Slice(path, name, 0, index)
 
 
-def _problem(model: nn.Module, group: Group, example: Tensor) -> str:
+def _problem(model: nn.Module, group: Group, example: Inputs) -> str:
     """Why a group must stay whole; empty where removing and masking some of its units agree."""
     for piece in group.slices:
         module = model.get_submodule(piece.module)
@@ -166,10 +168,12 @@ def _problem(model: nn.Module, group: Group, example: Tensor) -> str:
     structure = Structure((group,))
     try:
         with torch.no_grad():
-            small, whole = (make(model, plan, structure)(example) for make in (removed, masked))
+            small, whole = (
+                first_tensor(ask(make(model, plan, structure), example)) for make in (removed, masked)
+            )
     except (RuntimeError, ValueError, IndexError, AttributeError) as error:
         return f"without some of them the network fails ({str(error).splitlines()[0][:80]})"
-    if not isinstance(small, Tensor) or small.shape != whole.shape:
+    if small is None or whole is None or small.shape != whole.shape:
         return "the network's answer changes its shape"
     if float((small - whole).abs().max()) > EXACT * (1 + float(whole.abs().max())):
         return "removing and masking them give different answers"

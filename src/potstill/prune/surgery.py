@@ -1,0 +1,59 @@
+"""The same three steps for every network: what may go, taking it out, and what may go from what is left.
+
+A model of a known family of transformers stays one of them: its layers are numbered anew and its
+configuration says what is left. From any other network parts are taken as tracing found them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from potstill.batch import Inputs
+from potstill.prune.families import family_structure, is_known
+from potstill.prune.groups import Axis, Plan, Structure
+from potstill.prune.pretrained import removed_pretrained
+from potstill.prune.removal import removed, structure_after
+from potstill.prune.structure import find_structure
+
+__all__ = ["cut", "structure_left", "structure_of", "usual_axes"]
+
+
+def usual_axes(model: nn.Module) -> tuple[Axis, ...]:
+    """What goes where a recipe does not say: layers, and neurons or channels."""
+    return ("layers", "mlp") if is_known(model) else ("layers", "channels")
+
+
+def structure_of(model: nn.Module, example: Inputs, axes: Sequence[Axis]) -> Structure:
+    """What may go from ``model``.
+
+    Args:
+        model: The network; left as it is.
+        example: A small batch of its inputs; looked at where its family is not known.
+        axes: What may go.
+
+    Raises:
+        UserError: If nothing can go, or the network has no such axis.
+    """
+    if is_known(model):
+        return family_structure(model, axes)
+    return find_structure(model, example, axes)
+
+
+def cut(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
+    """A smaller copy of ``model`` without the blocks and units of ``plan``.
+
+    Raises:
+        UserError: If the plan does not fit the network.
+    """
+    return (removed_pretrained if structure.family else removed)(model, plan, structure)
+
+
+def structure_left(
+    model: nn.Module, plan: Plan, structure: Structure, small: nn.Module, axes: Sequence[Axis]
+) -> Structure:
+    """What may go from ``small``, which is ``cut(model, plan, structure)``."""
+    if structure.family:
+        return family_structure(small, axes)
+    return structure_after(model, plan, structure)

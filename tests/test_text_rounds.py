@@ -1,0 +1,85 @@
+"""Prune, distil, repeat, for a language model and an encoder of transformers: tiny ones, in seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from potstill import measure
+from potstill.errors import UserError
+from potstill.run import load_student, run
+from potstill.train.loop import Training
+
+pytest.importorskip("transformers")
+
+RECIPE = """task: language_modeling
+data: {path: book.txt, split_at: "^# ", tokenizer: characters, max_length: 32}
+teacher: {model: "potstill.models.characters:tiny_llama", arguments: {layers: 3, hidden: 32, heads: 4}}
+correct: {steps: 30, learning_rate: 0.02}
+prune: {target: {parameters: 0.6}, steps: 2, axes: [layers, mlp, heads], calibration: 8, candidates: 3,
+  multiple: 4, trial_steps: 2}
+distill: {labels: {weight: 0.3}, kl: {weight: 0.7, temperature: 1}}
+train: {steps: 6, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precision: float32, checkpoint_every: 2}
+"""
+
+
+def book() -> str:
+    """Documents of a small grammar."""
+    random = np.random.default_rng(0)
+    words = ["barley", "mash", "wort", "yeast", "still", "cask"]
+    lines = []
+    for number in range(40):
+        chosen = random.choice(words, 12)
+        lines.append(f"# {number}\n" + " ".join(f"{one} of {one}" for one in chosen) + "\n")
+    return "".join(lines)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("POTSTILL_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text(book(), encoding="utf-8")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE, encoding="utf-8")
+    return file
+
+
+def ran(recipe: Path, *overrides: str, out: str = "run", **options: Any) -> Any:
+    return run(
+        recipe, out=recipe.parent / out, overrides=overrides, echo=options.pop("echo", print), **options
+    )
+
+
+LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+wanted = torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    assert (model(torch.arange(8)[None]).logits - wanted).abs().max() == 0
+assert not any(name.startswith("potstill") for name in sys.modules)
+"""
+
+
+def test_a_language_model_is_pruned_in_rounds_and_loads_anywhere(recipe: Path) -> None:
+    result = ran(recipe)
+    found, models = result.data["prune"], result.data["models"]
+    assert found["reached"] == models["student"]["parameters"] <= 0.6 * models["teacher"]["parameters"]
+    assert len(found["rounds"]) == 2
+    folder = result.folder
+    student = load_student(folder, recipe.parent).student
+    first = load_student(folder, recipe.parent, round_number=1).student
+    assert measure.parameters(first) == found["rounds"][0]["cost"] > measure.parameters(student)
+    with torch.no_grad():
+        torch.save(student(torch.arange(8)[None]).logits, folder / "logits.pt")
+    subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder / "student"), str(folder / "logits.pt")], check=True
+    )
