@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from potstill import measure
-from potstill.errors import UserError
 from potstill.run import load_student, run
-from potstill.train.loop import Training
 
 pytest.importorskip("transformers")
 
@@ -27,7 +23,8 @@ correct: {steps: 30, learning_rate: 0.02}
 prune: {target: {parameters: 0.6}, steps: 2, axes: [layers, mlp, heads], calibration: 8, candidates: 3,
   multiple: 4, trial_steps: 2}
 distill: {labels: {weight: 0.3}, kl: {weight: 0.7, temperature: 1}}
-train: {steps: 6, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precision: float32, checkpoint_every: 2}
+train: {steps: 6, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precision: float32,
+  checkpoint_every: 2}
 """
 
 
