@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,9 @@ def test_views_come_again_for_both_arms(tiny: Any, tmp_path: Path) -> None:
     assert (first.view, second.view, third.view) == (0, 1, 0)
 
 
-def test_with_a_full_cache_the_teacher_is_not_loaded(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = cached(tmp_path / "cache")
-    first, lines = go(tiny, tmp_path / "one", store)
-    assert any(line.startswith("cache: full; 3 view(s) of 108 samples, 12 bytes a view") for line in lines)
-    assert any("top-1 agreement 100.00%" in line for line in lines)
+@pytest.fixture
+def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called, making a teacher fails."""
     import potstill.materials as materials
 
     real = materials.build
@@ -120,7 +116,17 @@ def test_with_a_full_cache_the_teacher_is_not_loaded(
         assert options["where"] == "student", "the teacher was made"
         return real(config, **options)
 
-    monkeypatch.setattr(materials, "build", build)
+    return lambda: monkeypatch.setattr(materials, "build", build)
+
+
+def test_with_a_full_cache_the_teacher_is_not_loaded(
+    tiny: Any, tmp_path: Path, no_teacher: Callable[[], None]
+) -> None:
+    store = cached(tmp_path / "cache")
+    first, lines = go(tiny, tmp_path / "one", store)
+    assert any(line.startswith("cache: full; 3 view(s) of 108 samples, 12 bytes a view") for line in lines)
+    assert any("top-1 agreement 100.00%" in line for line in lines)
+    no_teacher()
     second, _ = go(tiny, tmp_path / "two", store)
     assert same(tmp_path / "one", tmp_path / "two")
     for key in ("accuracy", "parameters", "macs", "bytes", "latency_ms", "ece"):
@@ -129,6 +135,25 @@ def test_with_a_full_cache_the_teacher_is_not_loaded(
     assert any("its cache is full: it is not loaded" in line for line in lines)
     with pytest.raises(AssertionError, match="the teacher was made"):
         go(tiny, tmp_path / "three", store, "seeds=2")  # another seed has views of its own
+
+
+def test_nor_is_it_where_terms_look_at_layers(
+    tiny: Any, tmp_path: Path, no_teacher: Callable[[], None]
+) -> None:
+    store = cached(tmp_path / "cache")
+    terms = [
+        "distill.hint={loss: feature_mse, weight: 0.01, layers: [conv]}",
+        "distill.similarity_preserving={}",
+    ]
+    _, lines = go(tiny, tmp_path / "one", store, *terms)
+    assert any("(mean)" in line or "conv" in line for line in lines)
+    no_teacher()
+    go(tiny, tmp_path / "two", store, *terms)
+    assert same(tmp_path / "one", tmp_path / "two")
+    _, lines = go(tiny, tmp_path / "dry", store, *terms, dry=True)
+    assert any("its cache is full: it is not loaded" in line for line in lines)
+    with pytest.raises(AssertionError, match="the teacher was made"):
+        go(tiny, tmp_path / "three", store)  # without the layers the answers are another cache
 
 
 def test_it_can_be_filled_beforehand_and_more_views_later(tiny: Any, tmp_path: Path) -> None:

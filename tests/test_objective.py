@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses._declare import matches
 from potstill.objective import LabelsConfig, Objective, Term, TermConfig, parse_terms
+from potstill.recording import record
 from potstill.terms import weight_at
 
 
@@ -240,7 +242,7 @@ def test_plan_names_layers_adapters_and_reasons() -> None:
     terms = {"feature_mse": {"layers": ["0", "1"]}, "attention_transfer": {"layers": ["1"]}, "kl": {}}
     objective = Objective(terms, supervised)
     images = torch.randn(2, 1, 8, 8)
-    adapters = objective.build(student, teacher, images, images)
+    adapters = objective.build(student, images, lambda: record(teacher, images))
     assert list(adapters) == ["feature_mse:0", "feature_mse:1"]
     assert [(pair.term, pair.student, pair.teacher, pair.key, pair.adapter) for pair in objective.plan] == [
         ("feature_mse", "0", "0", "feature_mse:0", "1x1 conv 2->4"),
@@ -266,7 +268,7 @@ def test_maps_loss_refuses_vectors() -> None:
     with pytest.raises(
         UserError, match=r"distill.attention_transfer.layers: .*student's '2' gives \(2, 32\)"
     ):
-        objective.build(student, teacher, images, images)
+        objective.build(student, images, lambda: record(teacher, images))
 
 
 def test_layers_add_up_or_average_as_the_loss_says() -> None:
@@ -277,7 +279,7 @@ def test_layers_add_up_or_average_as_the_loss_says() -> None:
         objective = Objective({name: {"layers": ["a", "b"]}}, None)
         model, example = nn.Sequential(), torch.zeros(2, 3, 4, 4)
         model.a, model.b = nn.Identity(), nn.Identity()
-        objective.build(model, copy.deepcopy(model), example, example)
+        objective.build(model, example, partial(record, copy.deepcopy(model), example))
         total = objective.shares(student, teacher, batch_of(2))[name].total
         each = [getattr(losses, name)(taps[0][path], taps[1][path]).sum() for path in "ab"]
         expected = torch.stack(each).sum() if combine == "sum" else torch.stack(each).mean()
@@ -288,7 +290,7 @@ def test_mask_over_positions_keeps_a_sample_with_any_valid_one() -> None:
     model = nn.Sequential(nn.Identity())
     objective = Objective({"feature_mse": {"layers": ["0"]}}, None)
     example = torch.zeros(3, 3, 4, 4)
-    objective.build(model, copy.deepcopy(model), example, example)
+    objective.build(model, example, partial(record, copy.deepcopy(model), example))
     student, teacher = (Signals(torch.zeros(3, 2, 3), {"0": torch.randn(3, 3, 4, 4)}) for _ in range(2))
     where = torch.tensor([[True, False], [False, False], [True, True]])
     part = objective.shares(student, teacher, batch_of(3, where, (2,)))["feature_mse"]

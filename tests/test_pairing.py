@@ -375,11 +375,11 @@ def test_attention_of_a_fused_bert_says_what_to_switch() -> None:
 def test_losses_of_patterns_look_before_the_activation() -> None:
     images = torch.randn(2, 3, 32, 32)
     objective = Objective({"activation_boundary": {}}, lambda signals, batch: signals.output.sum(1))
-    objective.build(cifar.resnet8(), cifar.resnet20(), images, images)
+    objective.build(cifar.resnet8(), images, lambda: record(cifar.resnet20(), images))
     assert [pair.student for pair in objective.plan] == [f"layer{n}.0.activation:input" for n in (1, 2, 3)]
     assert [pair.teacher for pair in objective.plan] == [f"layer{n}.2.activation:input" for n in (1, 2, 3)]
     after = Objective(
         {"activation_pattern": {"layers": ["layer1"]}}, lambda signals, batch: signals.output.sum(1)
     )
     with pytest.raises(UserError, match=r"'layer1' has no value below 0.*such as 'layer1\.0\.bn2'"):
-        after.build(cifar.resnet8(), cifar.resnet20(), images, images)
+        after.build(cifar.resnet8(), images, lambda: record(cifar.resnet20(), images))

@@ -6,12 +6,13 @@ all of them; it is computed once for each seed, as long as memory lasts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from potstill.batch import Batch, Signals
+from potstill.batch import Batch, Inputs, Signals
+from potstill.recording import LayerShape
 from potstill.taps import INPUT
 from potstill.teachers import Teacher, as_teacher
 
@@ -88,7 +89,11 @@ class Remembered(nn.Module):
         """The wrapped network."""
         return self.teacher.network
 
-    def tapping(self, paths: Sequence[str]) -> nn.Module:
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """The wrapped teacher's layers."""
+        return self.teacher.layers(inputs)
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> nn.Module:
         """The same teacher with ``paths`` tapped; what is differentiated by its input is not remembered."""
         if INPUT in paths:
             return cast(nn.Module, self.teacher.tapping(paths))

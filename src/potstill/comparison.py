@@ -15,7 +15,7 @@ from potstill.errors import UserError
 from potstill.layers import PlannedPair
 from potstill.terms import Term
 
-__all__ = ["any_valid", "compare", "total_of"]
+__all__ = ["any_valid", "compare", "mean_over_positions", "total_of"]
 
 Given = Tensor | tuple["Given", ...]
 """What a loss takes from one network: a tensor, or tensors of several layers."""
@@ -105,17 +105,25 @@ def _brought(term: Term, output: Tensor, tapped: Tensor, tokens: Tensor | None) 
     """One layer's tensor as the loss wants it; vectors are pooled over the tokens that are there."""
     if term.signal == "gradients":
         return output, tapped
-    if (
-        term.signal == "vectors"
-        and tapped.dim() == 3
-        and tokens is not None
-        and tokens.shape == tapped.shape[:2]
-    ):
+    return mean_over_positions(tapped, tokens) if term.signal == "vectors" else tapped
+
+
+def mean_over_positions(tensor: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Maps ``(N, C, H, W)`` or tokens ``(N, L, C)`` as vectors ``(N, C)``; vectors stay.
+
+    Args:
+        tensor: What a layer gave.
+        tokens: Which tokens are there, ``(N, L)``; others do not count.
+
+    >>> mean_over_positions(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]]))
+    tensor([[1.]])
+    """
+    if tensor.dim() == 3 and tokens is not None and tokens.shape == tensor.shape[:2]:
         there = tokens[:, :, None]
-        return tapped.masked_fill(~there, 0.0).sum(dim=1) / there.sum(dim=1).clamp(min=1)
-    if term.signal == "vectors" and tapped.dim() > 2:
-        return tapped.mean(dim=1) if tapped.dim() == 3 else tapped.flatten(2).mean(dim=2)
-    return tapped
+        return tensor.masked_fill(~there, 0.0).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+    if tensor.dim() > 2:
+        return tensor.mean(dim=1) if tensor.dim() == 3 else tensor.flatten(2).mean(dim=2)
+    return tensor
 
 
 def _spans(term: Term, ours: Sequence[Given], theirs: Sequence[Given]) -> list[tuple[Given, Given]]:

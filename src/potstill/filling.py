@@ -18,7 +18,7 @@ from potstill.experiment import Experiment
 from potstill.measure import Measured
 from potstill.schemes import BornAgain
 
-__all__ = ["conclude_cache", "describe_cache", "fill_cache", "tell_cache"]
+__all__ = ["conclude_cache", "describe_cache", "fill_cache", "stored", "tell_cache"]
 
 FILLED_BATCH = 128
 
@@ -50,10 +50,10 @@ def _teacher(experiment: Experiment, seed: int) -> Cached:
     """The cached teacher with the layers that the recipe's terms look at."""
     scheme = experiment.scheme("student", seed)
     first = next(iter(scheme.generations.values())) if isinstance(scheme, BornAgain) else scheme
-    paths = first.objective.teacher_paths if first.objective.plan else ()
+    objective = first.objective
     teacher = experiment.teaching(seed)
     assert isinstance(teacher, Cached), "a recipe with a cache has a cached teacher"
-    return teacher.tapping(paths) if paths else teacher
+    return teacher.tapping(objective.teacher_paths, objective.pooled_paths) if objective.plan else teacher
 
 
 def _fill(experiment: Experiment, teacher: Cached, seed: int, view: int, missing: list[int]) -> None:
@@ -68,6 +68,15 @@ def _fill(experiment: Experiment, teacher: Cached, seed: int, view: int, missing
         if teacher.vault.broken:
             break
     distributed.barrier()
+
+
+def stored(experiment: Experiment) -> bool:
+    """Whether the cache holds all that the recipe's terms look at, for every seed."""
+    recipe, shelf = experiment.recipe, experiment.shelf
+    seeds = [recipe.seed + number for number in range(recipe.seeds)]
+    return shelf is not None and all(
+        _teacher(experiment, seed).vault.manifest() is not None for seed in seeds
+    )
 
 
 # The end -------------------------------------------------------------------------------------------

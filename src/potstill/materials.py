@@ -70,8 +70,14 @@ def kept_answers(
     shelf = shelf_of(recipe, splits, search, precision.name, teacher=None)
     assert shelf is not None, "the recipe has a cache"
     parts = parts_of(splits)
-    known = [KnownTeacher.load(shelf.vault(recipe.seed + number), parts) for number in range(recipe.seeds)]
+    known = [_known(shelf, recipe.seed + number, parts) for number in range(recipe.seeds)]
     return shelf, None if None in known else known[0]
+
+
+def _known(shelf: Shelf, seed: int, parts: str) -> KnownTeacher | None:
+    """What any full cache of a seed says; which layers it holds does not matter here."""
+    found = (KnownTeacher.load(vault, parts) for vault in shelf.full(seed))
+    return next((known for known in found if known is not None), None)
 
 
 def device_of(name: str) -> torch.device:

@@ -136,6 +136,12 @@ class Objective:
         """Layers to tap in the teacher, once there is a plan."""
         return self._paths(pair.teacher for pair in self.plan)
 
+    @property
+    def pooled_paths(self) -> frozenset[str]:
+        """Those of the teacher's layers of which all terms look at the mean over positions alone."""
+        whole = {pair.teacher for pair in self.plan if self.terms[pair.term].signal != "vectors"}
+        return frozenset(self.teacher_paths) - whole - {INPUT}
+
     def _paths(self, planned: Iterable[str]) -> tuple[str, ...]:
         """The planned layers; a tap of the input is what makes networks differentiable, and twice."""
         differentiable = any(term.signal == "gradients" for term in self.terms.values())
@@ -144,18 +150,17 @@ class Objective:
     def build(
         self,
         student: nn.Module,
-        teacher: nn.Module,
-        student_example: Inputs,
-        teacher_example: Inputs,
+        example: Inputs,
+        teacher: Callable[[], Sequence[LayerShape]],
         samples: int | None = None,
     ) -> nn.ModuleDict:
-        """Run both networks once on an example, plan which layers are compared, and make what learns.
+        """Run the student once on an example, plan which layers are compared, and make what learns.
 
         Args:
             student: The student network.
-            teacher: The teacher network.
-            student_example: A small batch of the student's inputs, ``(N, ...)``.
-            teacher_example: The same samples as the teacher sees them.
+            example: A small batch of its inputs, ``(N, ...)``.
+            teacher: Gives the teacher's layers as they are for the same samples; asked where a term wants
+                layers.
             samples: Size of the training set, for losses that remember every sample.
 
         Returns:
@@ -163,8 +168,7 @@ class Objective:
         """
         if not self.needs_layers:
             return self.resolve((), ())
-        layers = record(student, student_example), record(teacher, teacher_example)
-        made = self.resolve(*layers, samples=samples)
+        made = self.resolve(record(student, example), teacher(), samples=samples)
         like = next(student.parameters(), torch.empty(0))
         return made.to(device=like.device, dtype=like.dtype)
 

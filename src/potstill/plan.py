@@ -10,7 +10,7 @@ from potstill import distributed, measure
 from potstill.data.dataset import Rows
 from potstill.early_exits import prospect
 from potstill.experiment import ARMS, Arm, Experiment
-from potstill.filling import describe_cache
+from potstill.filling import describe_cache, stored
 from potstill.schemes.settings import AnyScheme
 from potstill.train.course import Course, total_steps
 
@@ -22,7 +22,7 @@ TIMED_STEPS = 3
 def describe_plan(experiment: Experiment, *, control: bool) -> Iterator[str]:
     """Lines of text: models, layer plan, splits, steps, and a measured estimate of the time."""
     recipe, splits = experiment.recipe, experiment.splits
-    if recipe.teacher is not None and experiment.known is not None:
+    if recipe.teacher is not None and experiment.known is not None and stored(experiment):
         yield f"teacher: {recipe.teacher.model}, its cache is full: it is not loaded"
     elif recipe.teacher is not None and experiment.teacher is not None:
         yield f"teacher: {_model_line(experiment, 'teacher', recipe.teacher.model, experiment.teacher)}"

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from potstill.batch import Batch, Signals
+from potstill.batch import Batch, Inputs, Signals
 from potstill.errors import UserError
+from potstill.recording import LayerShape, record
 from potstill.taps import INPUT, Tapped
 
 __all__ = ["Ensemble", "Frozen", "MixedAnswers", "Teacher", "as_teacher", "mean_log_probabilities"]
@@ -28,8 +29,14 @@ class Teacher(Protocol):
     def network(self) -> nn.Module:
         """The network whose layers can be tapped."""
 
-    def tapping(self, paths: Sequence[str]) -> Teacher:
-        """The same teacher, answering with the tensors at ``paths`` too."""
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """Its layers that can be tapped, as they are for an example."""
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> Teacher:
+        """The same teacher, answering with the tensors at ``paths`` too.
+
+        Of ``pooled`` among them only the mean over positions is asked; it may answer with that.
+        """
 
     def __call__(self, batch: Batch, given: Any = None) -> Signals:
         """What it answers to ``batch``, without gradients unless ``:input`` is tapped."""
@@ -66,7 +73,11 @@ class Frozen(nn.Module):
         """The wrapped network."""
         return self.tapped.model
 
-    def tapping(self, paths: Sequence[str]) -> Frozen:
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """The network's layers."""
+        return record(self.network, inputs)
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> Frozen:
         """The same network with ``paths`` tapped."""
         return Frozen(self.network, paths, role=self.role)
 
@@ -129,7 +140,11 @@ class Ensemble(nn.Module):
         """The networks of all teachers."""
         return [cast(Teacher, teacher).network for teacher in self.teachers]
 
-    def tapping(self, paths: Sequence[str]) -> Ensemble:
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """The first teacher's layers."""
+        return record(self.network, inputs)
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> Ensemble:
         """The same teachers with ``paths`` of the first tapped."""
         first, *others = [cast(Frozen, teacher) for teacher in self.teachers]
         if INPUT in paths:  # the mean of all depends on the input through each of them
@@ -194,7 +209,11 @@ class MixedAnswers(nn.Module):
         """The teacher's network."""
         return cast(Teacher, self.teacher).network
 
-    def tapping(self, paths: Sequence[str]) -> MixedAnswers:
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """The teacher's layers."""
+        return cast(Teacher, self.teacher).layers(inputs)
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> MixedAnswers:
         """Only answers can be mixed: what is between belongs to one image.
 
         Raises:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.batch import Batch
+from potstill.batch import Batch, Inputs
 from potstill.cache import CacheConfig, Cached, Identity, Vault
 from potstill.cache.store import Store
 from potstill.errors import UserError
 from potstill.objective import Objective
+from potstill.recording import LayerShape
 from potstill.schemes import Offline
 from potstill.teachers import Frozen
 from tests.contracts.test_schemes import batch_of, network, supervised
@@ -53,7 +54,21 @@ class Bench:
         return self.plain
 
     def teacher(self, **config: Any) -> Cached:
-        return Cached(self.load, lambda paths: self.vault(paths, **config))
+        return Cached(self.load, Place(self, config))
+
+
+@dataclass
+class Place:
+    """Where a bench keeps what a teacher answers."""
+
+    bench: Bench
+    config: dict[str, Any]
+
+    def vault(self, layers: Sequence[str]) -> Vault:
+        return self.bench.vault(layers, **self.config)
+
+    def layers(self, inputs: Inputs, found: Callable[[], Sequence[LayerShape]]) -> Sequence[LayerShape]:
+        return found()
 
 
 @pytest.fixture
@@ -272,3 +287,16 @@ def test_layers_come_back_in_their_shape_and_type(bench: Bench) -> None:
         for path, tensor in live.taps.items():
             assert np.array_equal(found.taps[path].numpy(), answers_in_float16(tensor))
             assert found.taps[path].dtype == tensor.dtype
+
+
+def test_a_layers_mean_is_stored_where_nothing_else_is_asked(bench: Bench) -> None:
+    batch = batch_of(16)
+    live = Frozen(bench.plain, ["0", "1"])(batch)
+    for _ in range(2):
+        teacher = bench.teacher().tapping(["0", "1"], pooled={"1"})
+        found = teacher(batch)
+        assert np.array_equal(found.taps["0"].numpy(), answers_in_float16(live.taps["0"]))
+        mean = live.taps["1"].mean(dim=(2, 3))
+        assert np.array_equal(found.taps["1"].numpy(), answers_in_float16(mean))
+    assert teacher.asked == 0
+    assert teacher.vault.identity.facts["layers"] == "0, 1 (mean)"

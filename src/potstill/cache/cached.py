@@ -7,8 +7,8 @@ repeated with a full cache, sees the same numbers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,11 +17,23 @@ from torch import nn
 from potstill.batch import Batch, Inputs, Signals
 from potstill.cache.layout import OUTPUT
 from potstill.cache.vault import Vault
+from potstill.comparison import mean_over_positions
 from potstill.errors import UserError
+from potstill.recording import LayerShape, record
 from potstill.taps import INPUT
 from potstill.teachers import Teacher, as_teacher
 
 __all__ = ["Cached"]
+
+
+class Place(Protocol):
+    """Where the answers of a teacher are kept."""
+
+    def vault(self, layers: Sequence[str]) -> Vault:
+        """The cache that holds ``layers`` beside the output."""
+
+    def layers(self, inputs: Inputs, found: Callable[[], Sequence[LayerShape]]) -> Sequence[LayerShape]:
+        """The teacher's layers for an example: what is kept of them, else what ``found`` gives."""
 
 
 class Cached(nn.Module):
@@ -29,8 +41,9 @@ class Cached(nn.Module):
 
     Args:
         live: Gives the live network; called when it is first needed, and never where all is stored.
-        vault_for: Gives the cache for the layers that are tapped.
+        shelf: Gives the cache for the layers that are tapped, and keeps what layers there are.
         paths: Layers to tap.
+        pooled: Those of them of which only the mean over positions is stored and answered.
 
     Attributes:
         asked: Samples that the live teacher was asked for.
@@ -42,8 +55,9 @@ class Cached(nn.Module):
     def __init__(
         self,
         live: Callable[[], nn.Module],
-        vault_for: Callable[[tuple[str, ...]], Vault],
+        shelf: Place,
         paths: Sequence[str] = (),
+        pooled: Collection[str] = (),
     ) -> None:
         super().__init__()
         if INPUT in paths:
@@ -53,8 +67,9 @@ class Cached(nn.Module):
                 "the cache or the term out",
             )
         self.paths = tuple(paths)
+        self.pooled = frozenset(pooled) & set(paths)
         self.asked = 0
-        self._live, self._vault_for = live, vault_for
+        self._live, self._shelf = live, shelf
         self._vault: Vault | None = None
         self._taught: list[Teacher] = []  # a list hides it: it is no part of the module
         self.eval()
@@ -68,12 +83,20 @@ class Cached(nn.Module):
     def vault(self) -> Vault:
         """Where the answers are."""
         if self._vault is None:
-            self._vault = self._vault_for(self.paths)
+            self._vault = self._shelf.vault([self.name_of(path) for path in self.paths])
         return self._vault
 
-    def tapping(self, paths: Sequence[str]) -> Cached:
+    def name_of(self, path: str) -> str:
+        """What a layer's stored tensor is called: its path, with a word where it is a mean."""
+        return f"{path} (mean)" if path in self.pooled else path
+
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """The network's layers, as they were found once."""
+        return self._shelf.layers(inputs, lambda: record(self.network, inputs))
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> Cached:
         """The same teacher with ``paths`` tapped."""
-        return Cached(self._live, self._vault_for, paths)
+        return Cached(self._live, self._shelf, paths, pooled)
 
     def train(self, mode: bool = True) -> Cached:
         """Stay in eval mode whatever ``mode`` says."""
@@ -120,7 +143,10 @@ class Cached(nn.Module):
             self._taught.append(teacher.tapping(self.paths) if self.paths else teacher)
         self.asked += len(batch)
         with torch.no_grad():
-            return self._taught[0](batch)
+            answer: Signals = self._taught[0](batch)
+        tokens = batch.tokens("teacher")
+        means = {path: mean_over_positions(answer.taps[path], tokens) for path in self.pooled}
+        return Signals(answer.output, {**answer.taps, **means})
 
 
 def _some(batch: Batch, rows: np.ndarray[Any, Any]) -> Batch:

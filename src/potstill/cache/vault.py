@@ -7,10 +7,8 @@ manifest.json   written last: all is there; what a run asks of the teacher besid
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +19,19 @@ from torch import Tensor
 
 from potstill.cache.codes import Float, code_from
 from potstill.cache.fidelity import Fidelity, candidates, choose
+from potstill.cache.identity import Identity, sealed, unsealed
 from potstill.cache.layout import OUTPUT, Field, Layout
 from potstill.cache.settings import CacheConfig
 from potstill.cache.store import Store
 from potstill.errors import UserError
 from potstill.files import read_json, write_json, write_once
 
-__all__ = ["FORMAT", "Identity", "Vault"]
+__all__ = ["FORMAT", "Vault"]
 
 FORMAT = "1"
 """Of headers, records and codes, and of the views that are stored."""
 USUAL_TEMPERATURES = (1.0, 4.0)
 Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whose answers to what: of two caches that differ in any of it, neither serves for the other.
-
-    Attributes:
-        facts: Plain words by what they are about.
-    """
-
-    facts: Mapping[str, str]
-
-    @property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits."""
-        return hashlib.sha256(json.dumps(dict(self.facts), sort_keys=True).encode()).hexdigest()[:16]
-
-    def refuse_other(self, there: Identity, where: str, key: str = "teacher.cache.path") -> None:
-        """Refuse a cache of another identity, at the dotted ``key``.
-
-        Raises:
-            UserError: With both fingerprints and the first difference.
-        """
-        for name in {**there.facts, **self.facts}:
-            old, new = there.facts.get(name, "nothing"), self.facts.get(name, "nothing")
-            if old != new:
-                raise UserError(
-                    key,
-                    f"{where} was made for another {name}: {old} there, {new} here (fingerprints "
-                    f"{there.digest} and {self.digest}); name another path, or remove it",
-                )
 
 
 class Vault:
@@ -126,7 +94,7 @@ class Vault:
 
     def _open(self) -> None:
         """Take the header as it is there, if it is for this teacher, and check how close it comes."""
-        header = _checked(self._header_path)
+        header = unsealed(self._header_path)
         self.identity.refuse_other(Identity(header["identity"]), str(self.folder))
         self.header = header
         self._take(Layout.from_plain(header["fields"]))
@@ -200,7 +168,7 @@ class Vault:
         }
         written = True
         try:
-            written = not self.writing or write_once(self._header_path, _sealed(header))
+            written = not self.writing or write_once(self._header_path, sealed(header))
         except UserError as error:
             self._give_up(str(error))
         if not written:
@@ -273,23 +241,3 @@ class Vault:
             return {}
         known = self.manifest() or self.header
         return {"bytes": known["bytes"], "fidelity": known["fidelity"]}
-
-
-def _sealed(header: Mapping[str, Any]) -> bytes:
-    """A header with its own hash."""
-    text = json.dumps(header, sort_keys=True)
-    check = hashlib.sha256(text.encode()).hexdigest()
-    return (json.dumps({**header, "sha256": check}, indent=2) + "\n").encode()
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    """A header that is as it was written.
-
-    Raises:
-        UserError: If it is damaged.
-    """
-    header = read_json(path)
-    check = header.pop("sha256", None)
-    if check != hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest():
-        raise UserError("teacher.cache.path", f"{path} is damaged; remove its folder, or name another path")
-    return header

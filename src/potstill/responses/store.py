@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import distributed
-from potstill.cache.vault import Identity
+from potstill.cache.identity import Identity
 from potstill.errors import UserError
 from potstill.files import read_json, write_once
 

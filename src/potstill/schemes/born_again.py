@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from potstill import distributed
-from potstill.batch import Batch, Signals, Step
+from potstill.batch import Batch, Inputs, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
+from potstill.recording import LayerShape
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
@@ -196,9 +197,13 @@ class _Permuted(nn.Module):
         """The wrapped teacher's network."""
         return cast(Teacher, self.teacher).network
 
-    def tapping(self, paths: Sequence[str]) -> _Permuted:
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """The wrapped teacher's layers."""
+        return cast(Teacher, self.teacher).layers(inputs)
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> _Permuted:
         """The same with ``paths`` tapped."""
-        return _Permuted(cast(Teacher, self.teacher).tapping(paths))
+        return _Permuted(cast(Teacher, self.teacher).tapping(paths, pooled))
 
     def forward(self, batch: Batch, given: Any = None) -> Signals:
         """The teacher's answer with its dark knowledge permuted."""

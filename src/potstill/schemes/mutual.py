@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
+from potstill.recording import record
 from potstill.schemes.offline import Offline, StudentPart
 from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
@@ -93,8 +95,8 @@ class Mutual(nn.Module):
                     continue
                 pair = self.objective.terms_only()
                 if example is not None:
-                    inputs = example.input(ours), example.input(theirs)
-                    modules = pair.build(student, teacher, *inputs, samples)
+                    layers = partial(record, teacher, example.input(theirs))
+                    modules = pair.build(student, example.input(ours), layers, samples)
                     prefix = f"{ours}<{theirs}:"
                     made |= {prefix + key: module for key, module in modules.items()}
                     pair.plan = [

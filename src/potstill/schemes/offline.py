@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -111,9 +112,9 @@ class Offline(nn.Module):
         taught = None if teacher is None else cast(Teacher, as_teacher(teacher))
         made = nn.ModuleDict()
         if taught is not None and example is not None and self.objective.needs_layers:
-            inputs = example.input("student"), example.input("teacher")
-            made = self.objective.build(student, taught.network, *inputs, samples)
-            taught = taught.tapping(self.objective.teacher_paths)
+            layers = partial(taught.layers, example.input("teacher"))
+            made = self.objective.build(student, example.input("student"), layers, samples)
+            taught = taught.tapping(self.objective.teacher_paths, self.objective.pooled_paths)
         plan = self.objective.plan
         sources = {pair.key: pair.student for pair in plan if pair.key in made}
         matchers = nn.ModuleDict({pair.matcher: made[pair.matcher] for pair in plan if pair.matcher})

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from potstill.batch import Batch, Signals, Step
+from potstill.batch import Batch, Inputs, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
+from potstill.recording import LayerShape
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
@@ -170,7 +171,11 @@ class SmoothedLabels(nn.Module):
         """Itself: there are no layers to tap."""
         return self
 
-    def tapping(self, paths: Sequence[str]) -> SmoothedLabels:
+    def layers(self, inputs: Inputs) -> Sequence[LayerShape]:
+        """None."""
+        return ()
+
+    def tapping(self, paths: Sequence[str], pooled: Collection[str] = ()) -> SmoothedLabels:
         """Itself, where nothing is tapped.
 
         Raises:
