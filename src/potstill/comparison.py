@@ -47,8 +47,8 @@ def compare(
         UserError: If the loss cannot compare what the two networks gave, or lacks labels.
     """
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
-        given = student.output, _constant(teacher.output)
-        return total_of(*_values(term, term.function, *given, batch, batch.where))
+        answers = student.output, _constant(teacher.output)
+        return total_of(*_values(term, term.function, *answers, batch, batch.where))
     pairs = list(pairs)
     tokens = batch.tokens("student"), batch.tokens("teacher")
     kept = term.signal == "gradients"  # the only ones that need the teacher's graph
