@@ -262,5 +262,5 @@ def test_calibration_losses_are_the_tasks(project: Any) -> None:
     loop = Rounds(
         experiment, RunFolder(project.root / "x"), lambda *_: None, control=False, echo=lambda line: None
     )
-    losses: list[Tensor] = list(loop.losses(loop.original))
+    losses: list[Tensor] = list(loop.decider.losses(loop.original))
     assert [len(one) for one in losses] == [16, 16, 8]

@@ -67,7 +67,7 @@ assert not any(name.startswith("potstill") for name in sys.modules)
 
 
 def test_a_language_model_is_pruned_in_rounds_and_loads_anywhere(recipe: Path) -> None:
-    result = ran(recipe)
+    result = ran(recipe, "prune.rivals=[scratch, one_shot]")
     found, models = result.data["prune"], result.data["models"]
     assert found["reached"] == models["student"]["parameters"] <= 0.6 * models["teacher"]["parameters"]
     assert len(found["rounds"]) == 2
@@ -80,3 +80,13 @@ def test_a_language_model_is_pruned_in_rounds_and_loads_anywhere(recipe: Path) -
     subprocess.run(
         [sys.executable, "-c", LOAD, str(folder / "student"), str(folder / "logits.pt")], check=True
     )
+    teacher, start = models["teacher"]["perplexity"], found["start"]["perplexity"]
+    share = np.log(start / models["student"]["perplexity"]) / np.log(start / teacher)
+    assert found["regained"]["student"]["share"] == pytest.approx(share, rel=1e-4)
+    low, high = found["regained"]["student"]["interval"]
+    assert low < share < high
+    assert set(found["rivals"]) == {"scratch", "one_shot"}
+    for rival in found["rivals"].values():
+        assert rival["gain"] == pytest.approx(
+            np.log(rival["perplexity"]) - np.log(models["student"]["perplexity"]), rel=1e-4
+        )

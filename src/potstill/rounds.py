@@ -9,39 +9,44 @@ the round and at the step where it was, and every round's network can be loaded.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from potstill import distributed
-from potstill.calibration import Calibration, repeated
 from potstill.cells import Cell, Finished
+from potstill.deciding import Decider, TrainOne, starting_from
 from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
 from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.architecture import Architecture
-from potstill.models.weights import fingerprint
-from potstill.prune import Plan, PruneConfig, Structure
-from potstill.prune.choice import Candidate, Chooser, choose
-from potstill.prune.gauge import Gauge
-from potstill.prune.importance import block_scores, mean_loss, unit_scores
-from potstill.prune.store import Scores, stored
-from potstill.prune.surgery import cut, structure_left, structure_of, usual_axes
+from potstill.prune import Plan, PruneConfig
+from potstill.prune.settling import settled
+from potstill.prune.surgery import cut, structure_left, untrained
 from potstill.shapes import round_place
+from potstill.train import TrainConfig
 
-__all__ = ["ARMS", "Pruned", "Rounds", "TrainOne"]
+__all__ = ["ARMS", "Pruned", "Rival", "Rounds"]
 
 ARMS: tuple[Arm, ...] = ("student", "control")
 """What is to go is decided with the student, so it comes first."""
 
-TrainOne = Callable[[Experiment, Cell, RunFolder, str], Finished | None]
-"""Trains one cell, told under a title; ``None`` if the user interrupted it."""
+
+@dataclass(frozen=True)
+class Rival:
+    """Students of the final size that came about otherwise.
+
+    Attributes:
+        experiment: The recipe with a student of their shape.
+        cells: One a seed.
+    """
+
+    experiment: Experiment
+    cells: list[Finished]
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,14 @@ class Pruned:
         cells: The last round's cells.
         figures: For ``result.json``: the target and a row for each round.
         start: The network of the last round's shape before any training: the original with all parts gone.
+        rivals: By name, ``scratch`` and ``one_shot``, where the recipe asks for them.
     """
 
     experiment: Experiment
     cells: list[Finished]
     figures: dict[str, Any]
     start: nn.Module
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
 
 
 class Rounds:
@@ -82,11 +89,10 @@ class Rounds:
         echo: Callable[[str], None],
     ) -> None:
         assert experiment.recipe.prune is not None, "only a recipe with prune has rounds"
-        self.experiment, self.folder, self.train_one, self.echo = experiment, folder, train_one, echo
+        self.experiment, self.folder = experiment, folder
         self.config: PruneConfig = experiment.recipe.prune
-        self.original = self.start = experiment.fresh().to(experiment.device).eval()
-        self.axes = self.config.axes or usual_axes(self.original)
-        self.losses = Calibration(experiment, self.config.calibration)
+        self.decider = Decider(experiment, self.config, folder, train_one, echo)
+        self.original = self.start = self.decider.original
         recipe = experiment.recipe
         self.plan_of_cells = [
             Cell(arm, recipe.seed + number)
@@ -97,9 +103,6 @@ class Rounds:
         self.models = dict.fromkeys(self.plan_of_cells, self.original)
         self.finished: list[Finished] = []
         self.rows: list[dict[str, Any]] = []
-        self._structure: Structure | None = None
-        self._all_blocks: tuple[str, ...] = ()
-        self._gauge: Gauge | None = None
 
     def check(self) -> str:
         """What is aimed at, in words; nothing is written or trained.
@@ -109,18 +112,13 @@ class Rounds:
         """
         if distributed.world_size() > 1:
             raise UserError("prune", f"runs in one process, got {distributed.world_size()}")
-        structure = self.structure()
-        gauge = self.gauge()
-        even = Scores(
-            {group.name: torch.zeros(group.units) for group in structure.groups},
-            dict.fromkeys(structure.blocks, 0.0),
-        )
-        least = Chooser(self.original, structure, even, gauge, self.config).least(gauge.goal)
-        units = sum(group.units for group in structure.groups)
+        self.structure = self.decider.structure
+        gauge, least = self.decider.gauge, self.decider.least()
+        units = sum(group.units for group in self.structure.groups)
         return (
             f"prune: {gauge.quantity} from {gauge.whole:,.4g} to {gauge.goal:,.4g} in "
             f"{self.config.steps} round(s); "
-            f"{len(structure.blocks)} blocks and {units} units may go, to {least:,.4g} at most"
+            f"{len(self.structure.blocks)} blocks and {units} units may go, to {least:,.4g} at most"
         )
 
     def run(self) -> Pruned | None:
@@ -129,13 +127,20 @@ class Rounds:
         Raises:
             UserError: If no network that was measured meets the target.
         """
+        self.structure = self.decider.structure
         for number in range(1, self.config.steps + 1):
             if not self.round(number):
                 return None
         self.architecture.save(self.folder.architecture)
-        return Pruned(self.current(), self.finished, self.figures(), self.start)
-
-    # What is looked at ----------------------------------------------------------------------------
+        rivals = {}
+        for name in self.config.rivals:
+            rival = self._scratch() if name == "scratch" else self._one_shot()
+            if rival is None:
+                return None
+            rivals[name] = rival
+        start = settled(self.start, self.decider.losses)
+        current = starting_from(self.experiment, self.leader)
+        return Pruned(current, self.finished, self.figures(), start, rivals)
 
     @property
     def leader(self) -> nn.Module:
@@ -147,154 +152,92 @@ class Rounds:
         """How the networks now differ from the original."""
         return Architecture.between(self.original, self.leader)
 
-    def current(self) -> Experiment:
-        """The recipe with a student of the present shape."""
-        return self._from(self.leader)
-
-    def _from(self, start: nn.Module) -> Experiment:
-        start = copy.deepcopy(start).to("cpu")
-        return replace(self.experiment, fresh=lambda: copy.deepcopy(start))
-
-    def gauge(self) -> Gauge:
-        """What networks cost; made once, as it times the original."""
-        if self._gauge is None:
-            experiment, target = self.experiment, self.config.target
-            inputs = experiment.task.one_input("student", experiment.splits.train)
-            if isinstance(inputs, tuple):
-                inputs = experiment.example().tensor("student")
-            batch = self.config.latency_batch if target.quantity == "latency" else 1
-            self._gauge = Gauge.of(target, self.original, repeated(inputs, batch), self._blocks_of)
-        return self._gauge
-
-    def _blocks_of(self, model: nn.Module) -> Sequence[str]:
-        """Paths of the blocks of what is left of the original."""
-        if self.structure().family:
-            return structure_of(model, {}, ["layers"]).blocks
-        return self._all_blocks
-
-    def structure(self) -> Structure:
-        """What may go from the present network."""
-        if self._structure is None:
-            example = self.experiment.example().input("student")
-            self._structure = structure_of(self.original, example, self.axes)
-            self._all_blocks = self._structure.blocks
-            for note in self._structure.notes:
-                self.echo(f"note: {note}")
-        return self._structure
-
     # A round --------------------------------------------------------------------------------------
 
     def round(self, number: int) -> bool:
         """One round; ``False`` if the user interrupted it."""
-        place = round_place(self.folder, number)
-        record = place.path / "round.json"
-        if not record.is_file():
-            row = self._decided(number, place)
-            if row is None:
-                return False
-            write_json(record, row)
-        row = read_json(record)
-        plan = _plan(row["candidates"][0])
-        structure = self.structure()
-        before = self.leader
+        title, place = f"round {number}/{self.config.steps}", round_place(self.folder, number)
+        row = self._decided(number, place, title)
+        if row is None:
+            return False
+        plan, before, structure = _plan(row["candidates"][0]), self.leader, self.structure
         self.start = cut(self.start, plan, structure)
         self.models = {cell: cut(model, plan, structure) for cell, model in self.models.items()}
-        self._structure = structure_left(before, plan, structure, self.leader, self.axes)
+        self.structure = structure_left(before, plan, structure, self.leader, self.decider.axes)
         self.architecture.save(place.architecture)
-        length = replace(self.experiment.recipe.train, **self._length(number))
+        length = self._length(1.0 if number == self.config.steps else self.config.between)
         self.finished = []
         for cell in self.plan_of_cells:
-            title = f"round {number}/{self.config.steps} {cell.name}"
-            done = self._trained(cell, self.models[cell], place, title, length)
+            done = self.decider.trained(cell, self.models[cell], place, f"{title} {cell.name}", length)
             if done is None:
                 return False
             self.finished.append(done)
-            self.models[cell] = done.load(
-                copy.deepcopy(self.models[cell]), self.experiment.recipe.train.select
-            )
+            self.models[cell] = self._loaded(done, self.models[cell])
         self.rows.append({**row, **self._outcome()})
         return True
 
-    def _length(self, number: int) -> dict[str, Any]:
-        """How long a round is trained, as settings of ``train``."""
-        train, share = (
-            self.experiment.recipe.train,
-            1.0 if number == self.config.steps else self.config.between,
-        )
-        return {
-            "epochs": train.epochs * share,
-            "steps": None if train.steps is None else max(1, round(train.steps * share)),
-        }
-
-    def _trained(
-        self, cell: Cell, start: nn.Module, place: RunFolder, title: str, train: Any
-    ) -> Finished | None:
-        place.path.mkdir(parents=True, exist_ok=True)
-        experiment = self._from(start)
-        recipe = replace(experiment.recipe, train=train)
-        return self.train_one(replace(experiment, recipe=recipe), cell, place, title)
-
-    # A choice -------------------------------------------------------------------------------------
-
-    def _decided(self, number: int, place: RunFolder) -> dict[str, Any] | None:
-        """The candidates of a round, the chosen one first; ``None`` if the user interrupted a trial."""
-        structure = self.structure()
-        gauge = self.gauge()
+    def _decided(self, number: int, place: RunFolder, title: str) -> dict[str, Any] | None:
+        """The choice of a round, made now or before an interruption."""
+        gauge = self.decider.gauge
         budget = gauge.whole * (gauge.goal / gauge.whole) ** (number / self.config.steps)
-        self.echo(f"round {number}/{self.config.steps}: scoring")
-        scores = self._scores(structure)
-        chooser = Chooser(self.leader.eval(), structure, scores, gauge, self.config)
-        try:
-            found = choose(chooser, budget, self.losses, partial(self._tried, place))
-        except _InterruptedError:
-            return None
-        best = found[0]
-        self.echo(
-            f"round {number}/{self.config.steps}: {gauge.quantity} {best.cost:,.4g} of {gauge.whole:,.4g} "
-            f"({best.cost / gauge.whole:.1%}), {len(best.plan.blocks)} blocks and "
-            f"{sum(map(len, best.plan.units.values()))} units go; best of {len(found)} candidates"
+        found = self._kept(
+            place, lambda: self.decider.decide(self.leader, self.structure, budget, place, title)
         )
-        return {
-            "round": number,
-            "quantity": gauge.quantity,
-            "whole": gauge.whole,
-            "target": gauge.goal,
-            "budget": budget,
-            "cost": best.cost,
-            "loss_before": mean_loss(self.leader.eval(), self.losses),
-            "candidates": [candidate.row() for candidate in found],
-            "flipped": _flipped(found),
-        }
+        return None if found is None else {"round": number, **found}
 
-    def _scores(self, structure: Structure) -> Scores:
-        config = self.config
-        key = {
-            "model": fingerprint(self.leader),
-            "importance": config.importance,
-            "layer_importance": config.layer_importance,
-            "axes": ",".join(self.axes),
-            "calibration": f"{config.calibration} of {len(self.experiment.splits.train)}",
-            "data": str(self.experiment.recipe.data),
-        }
-        kept = Path(config.scores) if config.scores else self.folder.path / "scores"
+    @staticmethod
+    def _kept(place: RunFolder, decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        record: Path = place.path / "round.json"
+        if not record.is_file():
+            row = decide()
+            if row is None:
+                return None
+            write_json(record, row)
+        return read_json(record)
 
-        def compute() -> Scores:
-            return Scores(
-                unit_scores(self.leader, structure.groups, self.losses, config.importance),
-                block_scores(self.leader, structure, self.losses, config.layer_importance),
-            )
+    def _length(self, share: float) -> TrainConfig:
+        """The recipe's training, a share of it long."""
+        train = self.experiment.recipe.train
+        steps = None if train.steps is None else max(1, round(train.steps * share))
+        return replace(train, epochs=train.epochs * share, steps=steps)
 
-        return stored(kept, key, compute)
+    def _loaded(self, done: Finished, shape: nn.Module) -> nn.Module:
+        return done.load(copy.deepcopy(shape), self.experiment.recipe.train.select)
 
-    def _tried(self, place: RunFolder, number: int, model: nn.Module) -> float:
-        """The calibration loss of a candidate after a short distillation."""
-        folder = RunFolder(place.path / "trials" / str(number + 1))
-        train = replace(self.experiment.recipe.train, steps=self.config.trial_steps, warmup=0.3)
-        cell = self.plan_of_cells[0]
-        done = self._trained(cell, model, folder, f"candidate {number + 1}", train)
-        if done is None:
-            raise _InterruptedError
-        return mean_loss(done.load(copy.deepcopy(model), "last"), self.losses)
+    # Rivals ---------------------------------------------------------------------------------------
+
+    def _scratch(self) -> Rival | None:
+        """Students of the final shape with fresh weights."""
+        return self._rival("scratch", {seed: untrained(self.leader, seed) for seed in self._seeds()})
+
+    def _one_shot(self) -> Rival | None:
+        """Students that lost everything in one removal."""
+        place = RunFolder(self.folder.path / "rivals" / "one_shot")
+        structure, goal = self.decider.structure, self.decider.gauge.goal
+        row = self._kept(
+            place, lambda: self.decider.decide(self.original, structure, goal, place, "one shot")
+        )
+        if row is None:
+            return None
+        small = cut(self.original, _plan(row["candidates"][0]), structure)
+        Architecture.between(self.original, small).save(place.architecture)
+        return self._rival("one_shot", dict.fromkeys(self._seeds(), small))
+
+    def _seeds(self) -> list[int]:
+        return [cell.seed for cell in self.plan_of_cells if cell.arm == "student"]
+
+    def _rival(self, name: str, starts: Mapping[int, nn.Module]) -> Rival | None:
+        """Trained as long as all rounds together, by the same teacher."""
+        place = RunFolder(self.folder.path / "rivals" / name)
+        length = self._length(1.0 + self.config.between * (self.config.steps - 1))
+        cells = []
+        for seed, start in starts.items():
+            title = f"{name.replace('_', ' ')} student-{seed}"
+            done = self.decider.trained(Cell("student", seed), start, place, title, length)
+            if done is None:
+                return None
+            cells.append(done)
+        return Rival(starting_from(self.experiment, next(iter(starts.values()))), cells)
 
     # What is told ---------------------------------------------------------------------------------
 
@@ -319,14 +262,5 @@ class Rounds:
         }
 
 
-class _InterruptedError(Exception):
-    """The user interrupted a trial."""
-
-
 def _plan(row: dict[str, Any]) -> Plan:
     return Plan(tuple(row["blocks"]), {name: tuple(units) for name, units in row["units"].items()})
-
-
-def _flipped(found: list[Candidate]) -> bool:
-    """Whether a short training changed which candidate is best."""
-    return found[0].loss > min(candidate.loss for candidate in found)

@@ -28,6 +28,7 @@ from potstill.models.weights import load_weights
 from potstill.outcome import Shared, conclude, measure_models, predict_teacher
 from potstill.plan import describe_plan
 from potstill.quality import shown
+from potstill.recovery import recovered
 from potstill.rounds import Pruned, Rounds
 from potstill.story import tell
 from potstill.summary import table_of, warnings_of
@@ -248,7 +249,7 @@ def report_cells(
     """Conclude finished cells and write ``result.json`` and the report into their run folder."""
     outcome = conclude(experiment, cells, folder, shared)
     if pruned is not None:
-        outcome.result["prune"] = pruned.figures
+        outcome.result["prune"] = {**pruned.figures, **recovered(pruned, outcome)}
     exits = decide(experiment, folder, outcome.shipped)
     warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
     texts = written(experiment, outcome)

@@ -110,5 +110,8 @@ class PruneConfig:
     """Widths are multiples of this."""
     latency_batch: Annotated[int, Range(least=1)] = 1
     """Batch that a latency target is measured with."""
+    rivals: tuple[Literal["scratch", "one_shot"], ...] = ()
+    """Other students of the final size, for comparison: with fresh weights, or cut in one removal; the same
+    teacher trains them as long as all rounds together."""
     scores: str | None = None
     """Folder where scores are kept for other runs; by default inside the run folder."""

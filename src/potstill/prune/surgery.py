@@ -6,18 +6,22 @@ configuration says what is left. From any other network parts are taken as traci
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from potstill.batch import Inputs
+from potstill.errors import UserError
 from potstill.prune.families import family_structure, is_known
 from potstill.prune.groups import Axis, Plan, Structure
 from potstill.prune.pretrained import removed_pretrained
 from potstill.prune.removal import removed, structure_after
 from potstill.prune.structure import find_structure
 
-__all__ = ["cut", "structure_left", "structure_of", "usual_axes"]
+__all__ = ["cut", "structure_left", "structure_of", "untrained", "usual_axes"]
 
 
 def usual_axes(model: nn.Module) -> tuple[Axis, ...]:
@@ -57,3 +61,34 @@ def structure_left(
     if structure.family:
         return family_structure(small, axes)
     return structure_after(model, plan, structure)
+
+
+def untrained(model: nn.Module, seed: int) -> nn.Module:
+    """A network of the same shape with fresh weights, on the CPU.
+
+    Raises:
+        UserError: If it has weights of its own that no module of it knows how to begin.
+    """
+    torch.manual_seed(seed)
+    config: Any = getattr(model, "config", None)
+    if is_known(model):
+        kind: Any = type(model)
+        return _resized(kind(copy.deepcopy(config)), model)
+    made = copy.deepcopy(model).to("cpu")
+    for path, module in made.named_modules():
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise UserError("prune.rivals", f"scratch cannot be made: {path} has no reset_parameters()")
+    return made
+
+
+def _resized(fresh: nn.Module, model: nn.Module) -> nn.Module:
+    """``fresh`` with projections of the sizes that they have in ``model``, where no configuration says so."""
+    for path, module in list(fresh.named_modules()):
+        if isinstance(module, nn.Linear):
+            out_features, in_features = model.get_submodule(path).weight.shape  # type: ignore[union-attr,misc]
+            if tuple(module.weight.shape) != (out_features, in_features):
+                fresh.set_submodule(path, nn.Linear(in_features, out_features, module.bias is not None))
+    return fresh.train(model.training)
