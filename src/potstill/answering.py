@@ -19,10 +19,12 @@ from potstill.data.prompts import Prompt, answered, prompt_of
 from potstill.data.tokens import TokenSet, read_texts, token_rows
 from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.models.generation import check_writes
 from potstill.models.weights import fingerprint
 from potstill.responses import Answer, LanguageTeacherConfig, ResponsesConfig, ResponseStore, choose
 from potstill.responses.asking import ask_network
 from potstill.responses.choice import verifier_of
+from potstill.responses.served import ask_server
 from potstill.tasks import LanguageModeling
 
 __all__ = ["answer_prompts", "answers_first"]
@@ -118,9 +120,10 @@ def _facts(experiment: Experiment, config: ResponsesConfig) -> dict[str, str]:
     assert isinstance(task, LanguageModeling)
     words = repr(sorted(task.tokenizer.get_vocab().items())) + str(task.tokenizer.chat_template)
     asked = dataclasses.asdict(config)
+    served = f"{teacher.endpoint} " if isinstance(teacher, LanguageTeacherConfig) and teacher.endpoint else ""
     return {
         "format": FORMAT,
-        "teacher": f"{teacher.model} {sorted(teacher.arguments.items())}",
+        "teacher": f"{served}{teacher.model} {sorted(teacher.arguments.items())}",
         "weights": fingerprint(experiment.teacher)[:16] if experiment.teacher is not None else "served",
         "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16],
         **{key: str(asked[key]) for key in ("max_new_tokens", "temperature", "top_p", "samples", "seed")},
@@ -138,7 +141,13 @@ def _ask(
     experiment: Experiment, prompts: list[Prompt], config: ResponsesConfig, store: ResponseStore, say: Say
 ) -> None:
     assert isinstance(experiment.task, LanguageModeling)
-    assert experiment.teacher is not None, "a teacher that answers is there"
+    if experiment.teacher is None:
+        assert isinstance(experiment.recipe.teacher, LanguageTeacherConfig), (
+            "a teacher that is not here is served"
+        )
+        ask_server(experiment.recipe.teacher, prompts, store, say)
+        return
+    check_writes(experiment.teacher, "teacher.model")
     context = getattr(getattr(experiment.teacher, "config", None), "max_position_embeddings", None)
     longest = max(len(prompt.ids) for prompt in prompts) + config.max_new_tokens
     if isinstance(context, int) and longest > context:

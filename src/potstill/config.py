@@ -185,13 +185,17 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     kind = LanguageRecipe if raw.get("task") == "language_modeling" else Recipe
     recipe: Recipe = read_section(kind, raw, "")
     if "distill" not in raw:
-        recipe = dataclasses.replace(recipe, distill=copy.deepcopy(dict(recipe.scheme.distill)))
+        usual = {"labels": {}} if _is_served(recipe) else dict(recipe.scheme.distill)
+        recipe = dataclasses.replace(recipe, distill=copy.deepcopy(usual))
     _, terms = parse_terms(recipe.distill)
+    _check_served(recipe, terms)
     _check_teacher(recipe)
     _check_mixing(recipe.augment, terms)
     if recipe.augment.mix_targets and recipe.scheme.kind != "offline":
         raise UserError("augment.mix_targets", "needs scheme: offline, in which a trained teacher answers")
     _check_cache(recipe.teacher, terms)
+    if recipe.scheme.kind == "on_policy" and recipe.teacher is not None and recipe.teacher.cache is not None:
+        raise UserError("teacher.cache", "has no meaning with scheme: on_policy, whose texts are always new")
     _check_own_views(recipe.scheme, recipe.augment)
     _check_prune(recipe)
     return recipe
@@ -221,6 +225,24 @@ def _check_teacher(recipe: Recipe) -> None:
         raise UserError("co_teachers", "has no meaning without a teacher that they teach with")
     if recipe.co_teachers and recipe.teacher is not None and recipe.teacher.cache is not None:
         raise UserError("teacher.cache", "keeps what one network answers; leave it out beside co_teachers")
+
+
+def _is_served(recipe: Recipe) -> bool:
+    return isinstance(recipe.teacher, LanguageTeacherConfig) and recipe.teacher.endpoint is not None
+
+
+def _check_served(recipe: Recipe, terms: Mapping[str, TermConfig]) -> None:
+    """Texts are all that a served teacher gives."""
+    if not _is_served(recipe):
+        return
+    for name in terms:
+        raise UserError(
+            f"distill.{name}", "a served teacher gives answers alone, which labels are; leave out all terms"
+        )
+    if recipe.scheme.kind != "offline":
+        raise UserError("scheme", f"{recipe.scheme.kind} has no meaning with a served teacher; leave it out")
+    if isinstance(recipe, LanguageRecipe) and recipe.correct is not None:
+        raise UserError("correct", "has no meaning with a served teacher; leave it out")
 
 
 def _check_own_views(scheme: SchemeConfig, augment: AugmentConfig) -> None:

@@ -111,6 +111,7 @@ class Experiment:
             example=self.example(),
             samples=len(self._learnt("student")),
             classes=self.task.num_classes,
+            seed=seed,
         )
         return self.recipe.scheme.build(ingredients)
 

@@ -54,7 +54,9 @@ def language_parts(recipe: LanguageRecipe, search: Sequence[Path]) -> dict[str, 
         texts = _until_answered(recipe, texts)
     named = _named_tokenizer(recipe, texts, search)
     teacher, theirs = (
-        (None, None) if recipe.teacher is None else _network(recipe.teacher, named, search, "teacher")
+        (None, None)
+        if recipe.teacher is None or recipe.teacher.endpoint is not None
+        else _network(recipe.teacher, named, search, "teacher")
     )
     tokenizer = named or theirs
     torch.manual_seed(recipe.seed)

@@ -197,6 +197,7 @@ def _scheme_in_words(scheme: SchemeConfig) -> Iterator[str]:
 def _lesson(recipe: Recipe) -> str:
     return {
         "offline": "from the teacher",
+        "on_policy": "from the teacher, also about texts of its own",
         "born_again": "from the generation before",
         "mutual": "from its peers",
         "deep_supervision": "through its exits",

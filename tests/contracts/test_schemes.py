@@ -19,7 +19,7 @@ from potstill import schemes
 from potstill.batch import Batch, Signals
 from potstill.models.exits import WithExits
 from potstill.objective import Objective
-from potstill.schemes import BornAgain, DeepSupervision, MeanTeacher, Mutual, Offline
+from potstill.schemes import BornAgain, DeepSupervision, MeanTeacher, Mutual, Offline, OnPolicy
 from potstill.teachers import Ensemble, Frozen
 
 CLASSES = 3
@@ -88,6 +88,17 @@ def deep_supervision(terms: dict[str, Any], *, norm: bool = True, **options: Any
     return DeepSupervision(student, Objective(terms, supervised), **options)
 
 
+def on_policy(terms: dict[str, Any], *, norm: bool = True, **options: Any) -> OnPolicy:
+    """The student's own samples are the batch's, darker; the labels come along, and must not be learnt."""
+
+    def darker(network: nn.Module, batch: Batch, seed: list[int]) -> Batch:
+        del network, seed
+        inputs = {role: 0.5 * tensor for role, tensor in batch.inputs.items()}
+        return Batch(inputs, batch.target, batch.where, batch.index)
+
+    return OnPolicy(offline(terms, norm=norm), darker, **options)
+
+
 Scheme = Any
 LESSONS: dict[str, Any] = {"labels": {"weight": 1}, "kl": {}}
 EXITS: dict[str, Any] = {
@@ -121,6 +132,8 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "deep supervision": lambda **options: deep_supervision(EXITS, **options),
     "deep supervision ensemble": lambda **options: deep_supervision(EXITS, taught_by="ensemble", **options),
     "deep supervision frozen": lambda **options: deep_supervision(EXITS, train_backbone=False, **options),
+    "on policy": lambda **options: on_policy({"kl": {}, "feature_mse": {"weight": 1}}, share=1.0, **options),
+    "on policy never": lambda **options: on_policy({"kl": {}}, share=0.0, **options),
     "mean teacher": lambda **options: mean_teacher(LESSONS, **options),
 }
 TAUGHT = {name: make for name, make in SCHEMES.items() if name.startswith("offline")}

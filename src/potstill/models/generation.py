@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from potstill.batch import Batch
 from potstill.errors import UserError
 from potstill.models.causal import need_transformers
 
-__all__ = ["Written", "check_writes", "write"]
+__all__ = ["Written", "check_writes", "own_batch", "write"]
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,72 @@ def _cut(ids: Sequence[int], logs: Tensor, end: int | None) -> Written:
     """An answer up to its end token."""
     length = ids.index(end) + 1 if end in ids else len(ids)
     return Written(tuple(ids[:length]), float(logs[:length].mean()))
+
+
+def own_batch(
+    network: nn.Module,
+    batch: Batch,
+    seed: Sequence[int],
+    *,
+    most: int,
+    prompt_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Batch:
+    """What a network writes after the prompts in a batch, as a batch without labels.
+
+    A prompt is what stands in a row before the first token that is learnt; of a text, which is learnt from
+    its beginning, the first tokens.
+
+    Args:
+        network: A causal language model of transformers.
+        batch: Rows ``input_ids`` and ``position_ids`` ``(N, L)``, and ``where`` predictions
+            count, ``(N, L)``.
+        seed: Numbers that decide the draws, with the row's.
+        most: Tokens to write at most; a row stays within ``L``.
+        prompt_tokens: Length of the prompt that is cut from a text.
+        temperature: Of the sampling.
+        top_p: Draw from the likeliest tokens that have this share of the probability.
+
+    Returns:
+        Rows of prompt and answer ``(N, longest)``; the predictions of the answer's tokens count.
+    """
+    inputs = batch.input("student")
+    assert not isinstance(inputs, Tensor), "a language model reads tokens and their positions"
+    assert batch.where is not None, "and some predictions count"
+    ids, length = inputs["input_ids"].cpu(), inputs["input_ids"].shape[1]
+    sizes = [
+        _prompt_size(where, places, prompt_tokens)
+        for where, places in zip(batch.where.cpu(), inputs["position_ids"].cpu(), strict=True)
+    ]
+    config: Any = network.generation_config
+    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    prompts = [row[:size].tolist() for row, size in zip(ids, sizes, strict=True)]
+    written = write(
+        network,
+        prompts,
+        most=min(most, length - min(sizes)),
+        seeds=[[*seed, row] for row in range(len(prompts))],
+        temperature=temperature,
+        top_p=top_p,
+        end=end,
+    )
+    rows = [[*prompt, *each.ids][:length] for prompt, each in zip(prompts, written, strict=True)]
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[end or 0] * (longest - len(row))] for row in rows])
+    places = torch.arange(longest).expand(len(rows), longest)
+    first, last = torch.tensor(sizes)[:, None] - 1, torch.tensor([len(row) for row in rows])[:, None] - 1
+    device = inputs["input_ids"].device
+    made = {"input_ids": tokens.to(device), "position_ids": places.to(device)}
+    where = ((places >= first) & (places < last)).to(device)
+    return Batch({"student": made}, None, where, batch.index, batch.view)
+
+
+def _prompt_size(where: Tensor, places: Tensor, tokens: int) -> int:
+    """Length of a row's first prompt: at least one token, and one is left to write."""
+    first = int(where.nonzero()[0, 0]) if bool(where.any()) else 0
+    if first:
+        return first + 1
+    ends = (places != torch.arange(len(places))).nonzero()  # where another document begins
+    piece = int(ends[0, 0]) if len(ends) else len(places)
+    return max(1, min(tokens, piece - 1))

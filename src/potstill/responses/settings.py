@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from potstill.cache.settings import TeacherConfig
+from potstill.errors import UserError
 from potstill.losses import Range
 
 __all__ = ["LanguageTeacherConfig", "ResponsesConfig", "ServedConfig"]
@@ -65,3 +66,14 @@ class LanguageTeacherConfig(TeacherConfig):
     """Address of an OpenAI-compatible server that has ``model``, such as ``http://localhost:8000/v1``."""
     served: ServedConfig = ServedConfig()
     """How that server is spoken to."""
+
+    def __post_init__(self) -> None:
+        if self.endpoint is None:
+            return
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise UserError("teacher.endpoint", f"expected http:// or https://, got {self.endpoint!r}")
+        for name in ("weights", "cache", "init", "tokenizer"):
+            if getattr(self, name) is not None:
+                raise UserError(f"teacher.{name}", "has no meaning for a served teacher; leave it out")
+        if self.responses is None:
+            object.__setattr__(self, "responses", ResponsesConfig())

@@ -6,6 +6,7 @@ from potstill.schemes.born_again import BornAgain
 from potstill.schemes.deep_supervision import DeepSupervision
 from potstill.schemes.mutual import Mutual
 from potstill.schemes.offline import Offline, StudentPart
+from potstill.schemes.on_policy import OnPolicy
 from potstill.schemes.self_taught import MeanTeacher, SmoothedLabels
 from potstill.schemes.stages import Stage
 
@@ -15,6 +16,7 @@ __all__ = [
     "MeanTeacher",
     "Mutual",
     "Offline",
+    "OnPolicy",
     "SmoothedLabels",
     "Stage",
     "StudentPart",

@@ -34,6 +34,7 @@ class Ingredients:
         example: A small batch, for shapes.
         samples: Size of the training set.
         classes: Number of classes.
+        seed: Of the training.
     """
 
     fresh: Callable[[int | None, int], nn.Module]
@@ -42,6 +43,7 @@ class Ingredients:
     example: Batch
     samples: int
     classes: int
+    seed: int = 0
 
 
 def refuse_auto(objective: Objective, kind: str) -> None:

@@ -190,12 +190,16 @@ class Offline(nn.Module):
         self._check_phase(phase)
         if phase == PARAPHRASER:
             return self._paraphrased(batch)
+        return self.learnt(batch, self.objective)
+
+    def learnt(self, batch: Batch, objective: Objective) -> Step:
+        """One pass of student and teacher with ``objective``: this scheme's own, or some of its parts."""
         student: Signals = self.parts["student"](batch.input("student"))
-        active = self.objective.active(self.progress)
+        active = objective.active(self.progress)
         asked = self.teacher is not None and any(name != "labels" for name in active)
         teacher = self.teacher(batch) if self.teacher is not None and asked else None
         part: StudentPart = self.__dict__["_part"]
-        parts = self.objective.shares(student, teacher, batch, self.progress, dict(part.matchers.items()))
+        parts = objective.shares(student, teacher, batch, self.progress, dict(part.matchers.items()))
         return Step(self._reaching_all(parts, student), student)
 
     def _paraphrased(self, batch: Batch) -> Step:

@@ -14,8 +14,10 @@ from potstill.schemes.deep_supervision import DeepSupervision
 from potstill.schemes.ingredients import LESSON, Ingredients, Networks, TeacherUse, refuse_auto
 from potstill.schemes.mutual import Mutual
 from potstill.schemes.offline import Offline
+from potstill.schemes.on_policy import OnPolicy
 from potstill.schemes.own_settings import DeepSupervisionConfig, MeanTeacherConfig, SmoothedLabelsConfig
 from potstill.schemes.self_taught import MeanTeacher
+from potstill.schemes.written_settings import OnPolicyConfig
 
 __all__ = [
     "AnyScheme",
@@ -26,13 +28,14 @@ __all__ = [
     "MeanTeacherConfig",
     "MutualConfig",
     "OfflineConfig",
+    "OnPolicyConfig",
     "SchemeConfig",
     "SmoothedLabelsConfig",
     "TeacherUse",
     "others_of",
 ]
 
-AnyScheme = Offline | BornAgain | Mutual | DeepSupervision | MeanTeacher
+AnyScheme = Offline | BornAgain | Mutual | DeepSupervision | MeanTeacher | OnPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,7 @@ SchemeConfig = (
     | DeepSupervisionConfig
     | MeanTeacherConfig
     | SmoothedLabelsConfig
+    | OnPolicyConfig
 )
 
 
