@@ -174,6 +174,12 @@ class OnPolicy(nn.Module):
             return step
         return self.inner.learnt(found[0], self.objective.terms_only())
 
+    def _apply(self, fn: Any, recurse: bool = True) -> OnPolicy:
+        """Move or cast the teacher along with the rest."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.inner._apply(fn, recurse)
+        return self
+
     def _own(self, batch: Batch, phase: str) -> Batch | None:
         """What the student wrote, where this batch is to be its own."""
         judged = self.objective.active(self.progress).keys() - {"labels"}
