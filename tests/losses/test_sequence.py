@@ -221,7 +221,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     hidden, head = student()
     assert head.bias is not None
     frozen = Head(head.weight.detach(), head.bias.detach())
-    loss = linear_divergence(hidden, frozen, projected()).loss
+    loss = linear_divergence(hidden, frozen, projected()).total
     made = loss.grad_fn.gradients  # type: ignore[union-attr]
     assert [each is not None for each in made] == [True, False, False]
     with torch.no_grad():
@@ -328,3 +328,41 @@ def test_what_does_not_fit_is_named(changed: dict[str, Any], message: str) -> No
     arguments = {"teacher": projected(), **changed}
     with pytest.raises(ValueError, match=message):
         linear_divergence(hidden, head, **arguments)
+
+
+def test_each_sum_has_a_gradient_of_its_own_and_both_together_the_planned_one() -> None:
+    hidden, head = student(soft_cap=3.0)
+    options: dict[str, Any] = {"weight": 0.7, "target": TARGET, "target_weight": 0.3, "where": WHERE}
+    found = linear_divergence(hidden, head, projected(), temperature=2.0, **options)
+    logits = full(hidden, head)
+    divergence = losses.kl(logits, full(*projected()), temperature=2.0, where=WHERE).sum()
+    entropy = cross_entropy(logits[WHERE], TARGET[WHERE], reduction="sum")
+    assert found.total_cross_entropy is not None
+    asked = [
+        (found.total, divergence),
+        (found.total_cross_entropy, entropy),
+        (0.7 * found.total + 0.3 * found.total_cross_entropy, 0.7 * divergence + 0.3 * entropy),
+        (2 * found.total - found.total_cross_entropy, 2 * divergence - entropy),
+    ]
+    for ours, theirs in asked:
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+        made = torch.autograd.grad(
+            ours, [hidden, head.weight, head.bias], retain_graph=True, allow_unused=True
+        )
+        wanted = torch.autograd.grad(theirs, [hidden, head.weight, head.bias], retain_graph=True)
+        for mine, other in zip(made, wanted, strict=True):
+            torch.testing.assert_close(mine, other, **CLOSE)
+
+
+def test_without_a_teacher_it_is_the_cross_entropy_of_the_words_that_there_are() -> None:
+    hidden, head = student(words=WORDS + 3)
+    found = linear_divergence(hidden, head._replace(words=WORDS), None, target=TARGET, where=WHERE)
+    logits = full(hidden, head)[..., :WORDS]
+    entropy = cross_entropy(logits[WHERE], TARGET[WHERE], reduction="sum")
+    torch.testing.assert_close(found.loss, entropy, **CLOSE)
+    for mine, theirs in zip(
+        gradients(found.loss, hidden, head), gradients(entropy, hidden, head), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, **CLOSE)
+    with pytest.raises(ValueError, match="expected one, or a target"):
+        linear_divergence(hidden, head, None)

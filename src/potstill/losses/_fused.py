@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Plan:
 class Answers:
     """A teacher's answers for the tokens that count: rows ``index`` of its flattened tensors."""
 
-    teacher: Projected | Tensor | TopK
+    teacher: Projected | Tensor | TopK | None
     index: Tensor
     plan: Plan
     dtype: torch.dtype
@@ -65,6 +65,9 @@ class Answers:
         """Values, derivatives and the student's probabilities of a chunk."""
         slope, share = SLOPES[self.plan.divergence], self.plan.share
         rows = self.index[part]
+        if self.teacher is None:
+            student = log_student.exp_()
+            return student.new_zeros(len(student)), torch.zeros_like(student), student
         if isinstance(self.teacher, TopK):
             ids, known, tail = self.teacher
             ids, known = ids.flatten(end_dim=-2)[rows].long(), known.flatten(end_dim=-2)[rows]
@@ -113,7 +116,11 @@ def chunk(
 
 
 class Fused(torch.autograd.Function):
-    """Loss 0-d, values ``(N,)`` and cross-entropies ``(N,)`` (or ``None``) of N tokens that count."""
+    """Sums 0-d of the divergences and cross-entropies of N tokens that count, and both by token ``(N,)``.
+
+    Gradients are made in the forward pass for the weights of the plan. A backward pass that asks for other
+    multiples of the two sums, one part's gradient alone, computes them anew.
+    """
 
     @staticmethod
     def forward(
@@ -124,31 +131,72 @@ class Fused(torch.autograd.Function):
         soft_cap: float | None,
         answers: Answers,
         labels: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = Head(weight, bias, soft_cap).cut(answers.plan.words, answers.dtype)
-            sums = _Gradients(hidden, weight, bias, ctx.needs_input_grad, answers)
-            values, entropies = [], []
-            for part in answers.plan.chunks(len(hidden)):
-                wanted = None if labels is None else labels[part]
-                found, entropy = sums.chunk(part, head, answers, wanted)
-                values.append(found)
-                entropies += [] if entropy is None else [entropy]
-        ctx.gradients = sums.made()
-        plan = answers.plan
-        divergences = torch.cat(values) if values else hidden.new_zeros(0)
-        loss = plan.weight * divergences.sum()
-        entropy = None if labels is None else torch.cat(entropies) if entropies else hidden.new_zeros(0)
-        if entropy is not None:
-            loss = loss + plan.target_weight * entropy.sum()
-        ctx.mark_non_differentiable(*(each for each in (divergences, entropy) if each is not None))
-        return loss, divergences, entropy
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.given = soft_cap, answers, labels
+        ctx.gradients, values, entropies = _passed(
+            hidden, weight, bias, *ctx.given, needs=ctx.needs_input_grad
+        )
+        found = [None if each is None else each.sum() for each in (values, entropies)]
+        ctx.mark_non_differentiable(*(each for each in (values, entropies) if each is not None))
+        assert found[0] is not None, "there is a value for each token"
+        return found[0], found[1], values, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        made = (None if each is None else each * outer.to(each.dtype) for each in ctx.gradients)
+    def backward(ctx: Any, outer: Tensor, outer_entropy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        soft_cap, answers, labels = ctx.given
+        asked = float(outer), 0.0 if outer_entropy is None else float(outer_entropy)
+        plan = answers.plan
+        factor = _multiple(asked, (plan.weight, 0.0 if labels is None else plan.target_weight))
+        gradients = ctx.gradients
+        if factor is None:
+            plan = replace(plan, weight=asked[0], target_weight=asked[1])
+            gradients, _, _ = _passed(
+                *ctx.saved_tensors, soft_cap, replace(answers, plan=plan), labels, needs=ctx.needs_input_grad
+            )
+        made = (None if each is None else each * (1.0 if factor is None else factor) for each in gradients)
         return (*made, None, None, None)
+
+
+SAME = 1e-6
+"""How far the weights of a backward pass may be from those of the forward pass, of the larger one."""
+
+
+def _multiple(asked: tuple[float, float], made: tuple[float, float]) -> float | None:
+    """By what the weights of the forward pass are to be multiplied to those asked for; ``None`` by nothing."""
+    large = 0 if abs(made[0]) >= abs(made[1]) else 1
+    if made[large] == 0:
+        return None
+    factor = asked[large] / made[large]
+    off = abs(asked[1 - large] - factor * made[1 - large])
+    return factor if off <= SAME * abs(asked[large]) or asked == (0.0, 0.0) else None
+
+
+def _passed(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    soft_cap: float | None,
+    answers: Answers,
+    labels: Tensor | None,
+    *,
+    needs: tuple[bool, ...],
+) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]:
+    """Gradients of hidden states, weight and bias, values and cross-entropies, a chunk at a time."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = Head(weight, bias, soft_cap).cut(answers.plan.words, answers.dtype)
+        sums = _Gradients(hidden, weight, bias, needs, answers)
+        values, entropies = [hidden.new_zeros(0)], [hidden.new_zeros(0)]
+        for part in answers.plan.chunks(len(hidden)):
+            found, entropy = sums.chunk(part, head, answers, None if labels is None else labels[part])
+            values.append(found)
+            entropies += [] if entropy is None else [entropy]
+    return sums.made(), _joined(values), None if labels is None else _joined(entropies)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts[1:]) if len(parts) > 1 else parts[0]
 
 
 class _Gradients:

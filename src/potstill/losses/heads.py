@@ -22,11 +22,18 @@ class Head(NamedTuple):
         weight: ``(V, H)``, rows in the order of the tokenizer.
         bias: ``(V,)``.
         soft_cap: c in ``cap(z) = c tanh(z / c)``, above 0, where the model bounds its logits.
+        words: How many rows, from the first on, are words; all, unless some only fill up a round number.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     soft_cap: float | None = None
+    words: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Length of the vocabulary."""
+        return len(self.weight) if self.words is None else min(self.words, len(self.weight))
 
     @classmethod
     def of(cls, module: Module, soft_cap: float | None = None) -> Head:

@@ -26,21 +26,26 @@ class LinearDivergence(NamedTuple):
     """What :func:`linear_divergence` found.
 
     Attributes:
-        loss: Weighted sum over the tokens that count, 0-d; it alone has a gradient. Divide it by their
+        loss: Weighted sum over the tokens that count, 0-d, with a gradient. Divide it by their
             number in the whole step: over all its batches and processes.
         values: The divergence of each token, of the leading shape, 0 where it does not count.
         cross_entropy: The same of the cross-entropy; ``None`` without ``target``.
+        total: Sum of the values, 0-d. It has a gradient too, which costs nothing where it is asked for
+            together with that of ``total_cross_entropy``, at the given weights, and a second pass elsewhere.
+        total_cross_entropy: The same of the cross-entropy.
     """
 
     loss: Tensor
     values: Tensor
     cross_entropy: Tensor | None
+    total: Tensor
+    total_cross_entropy: Tensor | None
 
 
 def linear_divergence(
     student_hidden: Tensor,
     student_head: Head | Tensor,
-    teacher: Teacher,
+    teacher: Teacher | None,
     *,
     divergence: Divergence = "kl",
     temperature: Positive = 1.0,
@@ -66,7 +71,8 @@ def linear_divergence(
     Args:
         student_hidden: What goes into the head, ``(..., H)``; position i is compared with position i.
         student_head: The head, or its weight ``(V, H)``; what needs no gradient gets none.
-        teacher: Hidden states and head, logits ``(..., V)``, or the likeliest words. It gets no gradient.
+        teacher: Hidden states and head, logits ``(..., V)``, or the likeliest words; it gets no gradient.
+            ``None`` for the cross-entropy alone.
         divergence: Which one, by its function's name in ``potstill.losses``.
         temperature: T of the divergence, above 0; the cross-entropy has none.
         skew: Of ``skew_kl`` and ``skew_reverse_kl``.
@@ -90,7 +96,7 @@ def linear_divergence(
 
     Example:
         >>> hidden, head, logits = torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.zeros(1, 2, 8)
-        >>> linear_divergence(hidden, head, logits, target=torch.tensor([[3, 5]]))[1:]
+        >>> linear_divergence(hidden, head, logits, target=torch.tensor([[3, 5]]))[1:3]
         (tensor([[0., 0.]]), tensor([[2.0794, 2.0794]]))
     """
     if divergence not in get_args(Divergence):
@@ -104,9 +110,9 @@ def linear_divergence(
         divergence=name,
         share=share,
         factor=factor * (temperature**2 if squared else 1.0),
-        weight=weight,
+        weight=0.0 if teacher is None else weight,
         target_weight=target_weight,
-        temperature=temperature,
+        temperature=1.0 if teacher is None else temperature,
         words=_words(head, teacher),
     )
     index = torch.arange(leading.numel(), device=student_hidden.device)
@@ -117,14 +123,19 @@ def linear_divergence(
     hidden = student_hidden.flatten(end_dim=-2)[index]
     inputs = (hidden, head.weight, head.bias)
     answers = Answers(teacher, index, plan, _product_type(student_hidden))
-    loss, values, entropy = Fused.apply(
+    total, total_entropy, values, entropy = Fused.apply(
         *(each if tracked or each is None else each.detach() for each in inputs),
         head.soft_cap,
         answers,
         labels,
     )
+    loss = plan.weight * total + (0.0 if total_entropy is None else target_weight * total_entropy)
     return LinearDivergence(
-        loss, _spread(values, index, leading), None if entropy is None else _spread(entropy, index, leading)
+        loss,
+        _spread(values, index, leading),
+        None if entropy is None else _spread(entropy, index, leading),
+        total,
+        total_entropy,
     )
 
 
@@ -143,16 +154,19 @@ def _product_type(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _words(head: Head, teacher: Teacher) -> int:
+def _words(head: Head, teacher: Teacher | None) -> int:
     """Length of the shared vocabulary."""
-    ours = len(head.weight)
-    if isinstance(teacher, TopK):
-        return ours
-    return min(ours, len(teacher.head.weight) if isinstance(teacher, Projected) else teacher.shape[-1])
+    if teacher is None or isinstance(teacher, TopK):
+        return head.size
+    return min(head.size, teacher.head.size if isinstance(teacher, Projected) else teacher.shape[-1])
 
 
-def _check_shapes(leading: torch.Size, teacher: Teacher, target: Tensor | None, where: Tensor | None) -> None:
+def _check_shapes(
+    leading: torch.Size, teacher: Teacher | None, target: Tensor | None, where: Tensor | None
+) -> None:
     parts: dict[str, torch.Size] = {}
+    if teacher is None and target is None:
+        raise ValueError("teacher: expected one, or a target, got neither")
     if isinstance(teacher, Projected):
         parts["teacher.hidden"] = teacher.hidden.shape[:-1]
     elif isinstance(teacher, TopK):
@@ -163,7 +177,7 @@ def _check_shapes(leading: torch.Size, teacher: Teacher, target: Tensor | None, 
                 f"teacher.log_probabilities: expected the shape of ids {tuple(teacher.ids.shape)}, "
                 f"got {tuple(teacher.log_probabilities.shape)}"
             )
-    else:
+    elif teacher is not None:
         parts["teacher"] = teacher.shape[:-1]
     parts |= {} if target is None else {"target": target.shape}
     parts |= {} if where is None else {"where": where.shape}
