@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Inputs, Signals
+from potstill.losses.heads import Head
 from potstill.recording import LayerShape
 from potstill.taps import INPUT
 from potstill.teachers import Teacher, as_teacher
@@ -28,6 +29,9 @@ class Answers:
     Args:
         most_bytes: Nothing more is kept beyond this size; what is there stays.
 
+    Attributes:
+        head: What makes logits of what is kept of a language model, where those are hidden states.
+
     >>> import torch
     >>> answers = Answers(most_bytes=100)
     >>> answers.keep((0, (1, 2)), {"": torch.zeros(2, 3)})
@@ -38,6 +42,7 @@ class Answers:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self.size = 0
+        self.head: Head | None = None
         self._seed: int | None = None
         self._kept: dict[Key, dict[str, Tensor]] = {}
 
@@ -113,5 +118,6 @@ class Remembered(nn.Module):
             self.computed += 1
             signals: Signals = self.teacher(batch, given)
             answers.keep(key, {OUTPUT: signals.output, **signals.taps})
+            answers.head = signals.head
             return signals
-        return Signals(kept[OUTPUT], {path: kept[path] for path in self.paths})
+        return Signals(kept[OUTPUT], {path: kept[path] for path in self.paths}, answers.head)

@@ -18,7 +18,7 @@ from potstill.config import LanguageRecipe, Recipe
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.images import images
-from potstill.language import language_parts, with_teacher
+from potstill.language import language
 from potstill.materials import Material, device_of
 from potstill.models.load import ModelConfig
 from potstill.models.pretrained import PREFIX
@@ -31,7 +31,7 @@ from potstill.train.precision import choose
 
 __all__ = ["assemble", "load_experiment", "rehearse", "search_path"]
 
-TASKS = {"classification": images, "text_classification": texts}
+TASKS = {"classification": images, "text_classification": texts, "language_modeling": language}
 """What loads the data and networks of each task."""
 
 
@@ -54,10 +54,8 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     Raises:
         UserError: Whatever is missing or does not fit, at its dotted key.
     """
-    if isinstance(recipe, LanguageRecipe):
-        parts = language_parts(recipe, search)
-        return with_teacher(assemble(recipe, Material(**parts), search))
-    _check_weights(recipe)
+    if not isinstance(recipe, LanguageRecipe):  # whose teacher may be corrected first
+        _check_weights(recipe)
     return assemble(recipe, TASKS[recipe.task](recipe, search), search)
 
 
@@ -116,6 +114,7 @@ def assemble(recipe: Recipe, material: Material, search: Sequence[Path] = ()) ->
     )
     _check_batch_size(experiment)
     _check_outputs(experiment, student)
+    experiment = experiment if material.finish is None else material.finish(experiment)
     rehearse(experiment)
     return experiment
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from potstill.losses.heads import Head, Projected, TopK
+
 __all__ = ["Batch", "Inputs", "Mixture", "Share", "Signals", "Step", "ask", "moved"]
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -121,10 +123,21 @@ class Signals:
     Attributes:
         output: The network's output, ``(N, C)`` logits for a classifier (a tuple's first tensor).
         taps: Captured tensors by module path; adapted ones stand under their adapter's key.
+        head: Where a language model gave what goes into its head: the head. ``output`` is then ``(N, L, H)``.
+        known: Where a cached one gave some words of each token: those. ``output`` is then one number a token.
     """
 
     output: Tensor
     taps: Mapping[str, Tensor] = field(default_factory=dict)
+    head: Head | None = None
+    known: TopK | None = None
+
+    @property
+    def answer(self) -> Projected | TopK | Tensor:
+        """The output in the form in which it came: hidden states with their head, known words, or logits."""
+        if self.known is not None:
+            return self.known
+        return self.output if self.head is None else Projected(self.output, self.head)
 
 
 @dataclass(frozen=True)

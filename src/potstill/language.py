@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from potstill.config import LanguageRecipe
+from potstill.config import LanguageRecipe, Recipe
 from potstill.data.prompts import as_if_answered
 from potstill.data.tokens import Texts, read_texts, token_splits
 from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.fused import covers
+from potstill.materials import Material
 from potstill.models.causal import (
     check_same_tokens,
     load_causal,
@@ -27,26 +29,25 @@ from potstill.models.causal import (
 from potstill.models.characters import character_tokenizer
 from potstill.models.layer_choice import with_layers
 from potstill.models.load import ModelConfig, build
+from potstill.models.projection import answer_projected
 from potstill.models.weights import load_weights
 from potstill.specs import find
 from potstill.tasks import LanguageModeling
+from potstill.terms import Term, parse_terms
 
-__all__ = ["language_parts", "with_teacher"]
+__all__ = ["language"]
 
 CHARACTERS = "characters"
 COMPARED_TEXTS = 20
 
 
-def language_parts(recipe: LanguageRecipe, search: Sequence[Path]) -> dict[str, Any]:
-    """What :func:`~potstill.assembly.assemble` needs for a language model.
-
-    Args:
-        recipe: The recipe.
-        search: Folders in which paths are looked up.
+def language(recipe: Recipe, search: Sequence[Path]) -> Material:
+    """Load the texts and networks of a recipe with ``task: language_modeling``.
 
     Raises:
         UserError: Whatever is missing or does not fit, at its dotted key.
     """
+    assert isinstance(recipe, LanguageRecipe), "recipes of this task are read as such"
     if recipe.teacher is not None and recipe.teacher.cache is not None:
         raise UserError("teacher.cache", "has no meaning yet with task: language_modeling")
     texts = read_texts(recipe.data, search, recipe.seed)
@@ -75,18 +76,28 @@ def language_parts(recipe: LanguageRecipe, search: Sequence[Path]) -> dict[str, 
     splits = token_splits(texts, tokenizer, recipe.data, together=all(able))
     if recipe.data.packing and not all(able):
         splits.notes.append("a network cannot have several documents in a row; each row has one")
+    projected = [_prepared(network, shared) for network in networks]
     task = LanguageModeling(
         tokenizer=tokenizer,
         vocabulary=shared,
         frequencies=np.bincount(splits.train.targets[splits.train.packed.counted], minlength=shared),
+        projected=_without_logits(recipe) and all(projected),
     )
-    return {
-        "splits": splits,
-        "teacher": None if teacher is None else _prepared(teacher, shared),
-        "student": _prepared(student, shared),
-        "fresh": lambda: _prepared(fresh(), shared),
-        "task": task,
-    }
+
+    def made() -> nn.Module:
+        network = fresh()
+        _prepared(network, shared)
+        return network
+
+    return Material(
+        splits=splits, task=task, teacher=teacher, student=student, fresh=made, finish=_with_teacher
+    )
+
+
+def _without_logits(recipe: Recipe) -> bool:
+    """Whether hidden states will do for all that a recipe's scheme and terms do with outputs."""
+    terms = [Term(name, config) for name, config in parse_terms(recipe.distill)[1].items()]
+    return recipe.scheme.kind == "offline" and all(covers(term) for term in terms if term.signal == "logits")
 
 
 def _until_answered(recipe: LanguageRecipe, texts: Texts) -> Texts:
@@ -130,7 +141,7 @@ def _maker(
         if teacher is None:
             raise UserError("student.model", "got teacher, and the recipe has none")
         init = recipe.student.init
-        start = teacher if init is None else with_layers(teacher, init, "student.init")
+        start = copy.deepcopy(teacher) if init is None else with_layers(teacher, init, "student.init")
         return lambda: copy.deepcopy(start), None
     first, own = _network(recipe.student, tokenizer, search, "student")
     if recipe.student.model.startswith("transformers:") or recipe.student.weights is not None:
@@ -144,16 +155,17 @@ def _vocabulary(network: nn.Module, tokenizer: Any) -> int:
     return int(getattr(config, "vocab_size", len(tokenizer)))
 
 
-def _prepared(network: nn.Module, shared: int) -> nn.Module:
+def _prepared(network: nn.Module, shared: int) -> bool:
+    """Set a network up for training; whether it can answer with hidden states."""
     config: Any = getattr(network, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False
     if getattr(config, "vocab_size", shared) > shared:
         narrow_vocabulary(network, shared)
-    return network
+    return answer_projected(network, shared)
 
 
-def with_teacher(experiment: Experiment) -> Experiment:
+def _with_teacher(experiment: Experiment) -> Experiment:
     """The experiment, its task comparing with its teacher, whose weights are bf16 where that is fast."""
     assert isinstance(experiment.task, LanguageModeling)
     if experiment.teacher is not None and experiment.precision.name == "bf16":

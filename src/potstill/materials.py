@@ -15,6 +15,7 @@ from potstill.caching import parts_of, shelf_of
 from potstill.config import Recipe
 from potstill.data import Splits
 from potstill.errors import UserError
+from potstill.experiment import Experiment
 from potstill.models.load import ModelConfig, build
 from potstill.models.weights import load_weights
 from potstill.specs import find
@@ -38,6 +39,7 @@ class Material:
         notes: What a reader should know of how they came about.
         shelf: Where the teacher's answers are kept, where that is known already.
         known: What a full cache says of the teacher.
+        finish: What is left to do with the whole, its networks on their device.
     """
 
     splits: Splits[Any]
@@ -49,6 +51,7 @@ class Material:
     notes: tuple[str, ...] = ()
     shelf: Shelf | None = None
     known: KnownTeacher | None = None
+    finish: Callable[[Experiment], Experiment] | None = None
 
 
 def made(config: ModelConfig, search: Sequence[Path], where: str, **offered: Any) -> nn.Module:

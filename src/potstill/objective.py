@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from potstill.batch import Batch, Inputs, Share, Signals
 from potstill.comparison import any_valid, compare, total_of
 from potstill.errors import UserError
+from potstill.fused import fused_shares
 from potstill.layers import PlannedPair, plan_layers
 from potstill.recording import LayerShape, record
 from potstill.taps import INPUT
@@ -227,11 +228,14 @@ class Objective:
         parts: dict[str, Share] = {}
         # Networks may run in half precision; losses leave that context, matrix products of theirs too.
         with torch.autocast(student.output.device.type, enabled=False):
-            if "labels" in weights and self.supervised is not None:
+            if student.head is not None:
+                on_logits = [term for term in self.terms.values() if term.signal == "logits"]
+                parts |= fused_shares(on_logits, student, teacher, batch, weights, counts)
+            elif "labels" in weights and self.supervised is not None:
                 total = total_of(self.supervised(student, batch), batch.where)
                 parts["labels"] = Share(total, counts["labels"], weights["labels"])
             for term in self.terms.values():
-                if term.name in weights:
+                if term.name in weights and term.name not in parts:
                     assert teacher is not None, "an active term needs the teacher's answer"
                     pairs = [pair for pair in self.plan if pair.term == term.name]
                     total = compare(term, pairs, student, teacher, batch, matchers)

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from potstill.batch import Inputs, Signals, ask
 from potstill.errors import UserError, nearest
+from potstill.losses.heads import Projected
 
 __all__ = ["Tapped", "attention_in", "first_tensor"]
 
@@ -187,14 +188,16 @@ class Tapped(nn.Module):
         store.clear()
         store.open = True
         try:
-            output = first_tensor(self._run(inputs))
+            answer = self._run(inputs)
+            output = first_tensor(answer)
             if output is None:
                 raise UserError(
                     self.role, "expected a tensor as output, or a tuple or mapping that holds one"
                 )
             for tap in self.paths:
                 self._check(tap)
-            return Signals(output, {tap: store.tensors[tap] for tap in self.paths})
+            taps = {tap: store.tensors[tap] for tap in self.paths}
+            return Signals(output, taps, answer.head if isinstance(answer, Projected) else None)
         finally:
             store.clear()
 

@@ -17,8 +17,9 @@ __all__ = ["Fused", "Plan"]
 
 LOGITS_AT_ONCE = 2**23
 TOKENS_AT_ONCE = 96
+SAME = 1e-6
 """A chunk has so many logits (blocks above 32 MB go back to the system when freed), but no fewer tokens than
-multiply well."""
+multiply well. ``SAME``: how far the weights of a backward pass may be from the planned, of the larger."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,9 @@ class Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, bias)
         ctx.given = soft_cap, answers, labels
+        needs = ctx.needs_input_grad
         ctx.gradients, values, entropies = _passed(
-            hidden, weight, bias, *ctx.given, needs=ctx.needs_input_grad
+            hidden, weight, bias, soft_cap, answers, labels, needs=needs
         )
         found = [None if each is None else each.sum() for each in (values, entropies)]
         ctx.mark_non_differentiable(*(each for each in (values, entropies) if each is not None))
@@ -159,13 +161,9 @@ class Fused(torch.autograd.Function):
         return (*made, None, None, None)
 
 
-SAME = 1e-6
-"""How far the weights of a backward pass may be from those of the forward pass, of the larger one."""
-
-
 def _multiple(asked: tuple[float, float], made: tuple[float, float]) -> float | None:
-    """By what the weights of the forward pass are to be multiplied to those asked for; ``None`` by nothing."""
-    large = 0 if abs(made[0]) >= abs(made[1]) else 1
+    """What the weights of the forward pass times it are those asked for; ``None`` where there is none."""
+    large = int(abs(made[0]) < abs(made[1]))
     if made[large] == 0:
         return None
     factor = asked[large] / made[large]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -51,7 +52,7 @@ class StudentPart(nn.Module):
         taps = dict(signals.taps)
         for key, adapter in self.adapters.items():
             taps[key] = adapter(taps[self.sources[key]])
-        return Signals(signals.output, taps)
+        return replace(signals, taps=taps)
 
 
 class Offline(nn.Module):
@@ -225,6 +226,8 @@ class Offline(nn.Module):
         }
         if not on_logits & parts.keys():
             idle.append(student.output)
+            head = student.head
+            idle += [] if head is None else [each for each in (head.weight, head.bias) if each is not None]
         return tied(parts, idle)
 
     def _check_phase(self, phase: str) -> None:

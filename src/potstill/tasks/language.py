@@ -20,6 +20,7 @@ from potstill.data.tokens import IGNORED, TokenSet
 from potstill.errors import UserError
 from potstill.measure import OneInput
 from potstill.models.causal import save_huggingface
+from potstill.models.projection import COUNTED
 from potstill.models.weights import save_weights
 from potstill.perplexity import document_scores, document_sums, means_by, perplexity, token_closeness
 from potstill.report.content import TokenBin
@@ -52,6 +53,8 @@ class LanguageModeling:
         frequencies: How often each token occurs in the training part, ``(V,)``.
         device: Where batches go.
         precision: What networks compute in when they are measured, as when they are trained.
+        projected: Whether networks answer to training batches with hidden states (see
+            :mod:`potstill.models.projection`), so that nobody holds the logits of all tokens.
     """
 
     tokenizer: Any
@@ -60,6 +63,7 @@ class LanguageModeling:
     frequencies: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Literal["float32", "bf16"] = "float32"
+    projected: bool = False
 
     metric = "perplexity"
     higher_is_better = False
@@ -101,14 +105,20 @@ class LanguageModeling:
         Returns:
             The batch; it counts the predictions whose target is there.
         """
+        batch = replace(self.plain_batch(samples, target, index), view=view)
+        inputs, where = batch.inputs["student"], batch.where
+        assert isinstance(inputs, Mapping), "tokens and their positions go by names"
+        assert where is not None
+        if not self.projected:
+            return batch
+        return replace(batch, inputs={"student": {**inputs, COUNTED: where}})
+
+    def plain_batch(self, samples: Mapping[str, Tensor], target: Tensor, index: Tensor) -> Batch:
+        """A batch for evaluation, as :meth:`training_batch`; it is always answered with logits."""
         inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in samples.items()}
         target = target.to(self.device, non_blocking=True)
         where = target != IGNORED
-        return Batch({"student": inputs}, target.masked_fill(~where, 0), where, index.to(self.device), view)
-
-    def plain_batch(self, samples: Mapping[str, Tensor], target: Tensor, index: Tensor) -> Batch:
-        """A batch for evaluation, as :meth:`training_batch`."""
-        return self.training_batch(samples, target, index, 0)
+        return Batch({"student": inputs}, target.masked_fill(~where, 0), where, index.to(self.device))
 
     def supervised(self, signals: Signals, batch: Batch) -> Tensor:
         """Cross-entropy with the next token, ``(N, L)`` in float32; 0 where none counts."""
