@@ -67,6 +67,9 @@ def test_a_whole_run(recipe: Path) -> None:
         assert 0 < found["agreement"] < 1
         assert found["kl_to_teacher"] > 0
         assert 0 < found["drafts"]["rate"] < 1
+        alike = found["likeness"]
+        assert alike["rouge_l_interval"][0] <= alike["rouge_l"] <= alike["rouge_l_interval"][1]
+        assert 0 < alike["own_kl_interval"][0] < alike["own_kl"]
         assert found["documents"] == 4
     gain = np.log(models["control"]["perplexity"]) - np.log(models["student"]["perplexity"])
     assert data["gain"] == pytest.approx(gain, rel=1e-4)
@@ -74,7 +77,7 @@ def test_a_whole_run(recipe: Path) -> None:
     assert set(content["divergences"]) == {"position", "frequency"}
     assert [set(row) for row in content["generations"]] == [{"prompt", "teacher", "control", "student"}] * 3
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for heading in ("Where it differs from its teacher", "What it writes", "nats a token"):
+    for heading in ("Where it differs from its teacher", "What it writes", "nats a token", "ROUGE-L"):
         assert heading in page
     _check_student(folder)
     rows = (folder / "checkpoints" / "teacher").iterdir()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from potstill.data.tokens import TokenSet
 from potstill.experiment import Experiment
+from potstill.likeness import likeness
 from potstill.outcome import Outcome
 from potstill.perplexity import token_closeness
 from potstill.taps import first_tensor
@@ -49,7 +50,8 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """Continuations of test documents by all networks, and the acceptance rate of control and student.
 
     Returns:
-        ``generations`` for the report, and ``drafts``: an :class:`Acceptance` an arm; empty for other tasks.
+        ``generations`` for the report, ``drafts``, an :class:`Acceptance` an arm, and its ``likeness`` to the
+        teacher; empty for other tasks.
     """
     task, part = experiment.task, experiment.splits.test
     if not isinstance(task, LanguageModeling) or not isinstance(part, TokenSet):
@@ -85,7 +87,11 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             for arm in ("control", "student")
             if arm in networks
         }
-    return {"generations": rows, "drafts": drafts}
+    found: dict[str, Any] = {}
+    if experiment.teacher is not None:
+        arms = {arm: network for arm, network in networks.items() if arm != "teacher"}
+        found = likeness(arms, experiment.teacher, part, task.tokenizer, experiment.recipe.seed)
+    return {"generations": rows, "drafts": drafts, "likeness": found}
 
 
 def _prompts(part: TokenSet) -> Tensor:

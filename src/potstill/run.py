@@ -255,6 +255,8 @@ def report_cells(
     texts = written(experiment, outcome)
     for arm, found in texts.get("drafts", {}).items():
         outcome.result["models"][arm]["drafts"] = asdict(found)
+    for arm, alike in texts.get("likeness", {}).items():
+        outcome.result["models"][arm]["likeness"] = alike
     if exits is not None:
         outcome.result["early_exit"] = exits.figures
         echo(exits.summary)
@@ -266,7 +268,9 @@ def report_cells(
         content = tell(experiment, outcome, facts, teacher_validation=teacher_validation, warnings=warnings)
         if exits is not None:
             content = replace(content, leavers=exits.leavers, exit_bins=exits.bins)
-        content = replace(content, generations=texts.get("generations", ()))
+        content = replace(
+            content, generations=texts.get("generations", ()), likeness=texts.get("likeness", {})
+        )
         content.save(folder.content)
         write_json(folder.result, outcome.result)
         render(folder.path)

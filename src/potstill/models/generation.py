@@ -18,7 +18,7 @@ from potstill.batch import Batch
 from potstill.errors import UserError
 from potstill.models.causal import need_transformers
 
-__all__ = ["Written", "check_writes", "own_batch", "write"]
+__all__ = ["Written", "check_writes", "own_batch", "prompt_sizes", "write"]
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,7 @@ def own_batch(
     assert not isinstance(inputs, Tensor), "a language model reads tokens and their positions"
     assert batch.where is not None, "and some predictions count"
     ids, length = inputs["input_ids"].cpu(), inputs["input_ids"].shape[1]
-    sizes = [
-        _prompt_size(where, places, prompt_tokens)
-        for where, places in zip(batch.where.cpu(), inputs["position_ids"].cpu(), strict=True)
-    ]
+    sizes = prompt_sizes(batch, prompt_tokens)
     config: Any = network.generation_config
     end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     prompts = [row[:size].tolist() for row, size in zip(ids, sizes, strict=True)]
@@ -203,6 +200,20 @@ def own_batch(
     made = {"input_ids": tokens.to(device), "position_ids": places.to(device)}
     where = ((places >= first) & (places < last)).to(device)
     return Batch({"student": made}, None, where, batch.index, batch.view)
+
+
+def prompt_sizes(batch: Batch, tokens: int) -> list[int]:
+    """Length of the prompt of each row, as :func:`own_batch` takes it.
+
+    Args:
+        batch: Rows ``input_ids`` and ``position_ids`` ``(N, L)``, and ``where`` predictions count.
+        tokens: Length of the prompt that is cut from a text.
+    """
+    inputs = batch.input("student")
+    assert not isinstance(inputs, Tensor), "a language model reads tokens and their positions"
+    assert batch.where is not None, "and some predictions count"
+    both = zip(batch.where.cpu(), inputs["position_ids"].cpu(), strict=True)
+    return [_prompt_size(where, places, tokens) for where, places in both]
 
 
 def _prompt_size(where: Tensor, places: Tensor, tokens: int) -> int:

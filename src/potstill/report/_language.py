@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from potstill.report._material import Material, section
 from potstill.report.content import TokenBin
@@ -81,4 +82,29 @@ def generations(material: Material) -> str:
         "Each network goes on from the same beginning of a test document, always with its likeliest token; "
         "documents are spread evenly over the part, not picked."
     )
-    return section("generations", "What it writes", f'<div class="cards">{cards}</div>', lead)
+    body = _likeness(material.content.likeness) + f'<div class="cards">{cards}</div>'
+    return section("generations", "What it writes", body, lead)
+
+
+def _likeness(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """How near each arm's answers are to the teacher's, a row an arm."""
+    if not arms:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row"><span class="key {escape(arm)}"></span>{escape(arm.capitalize())}</th>'
+        + "".join(
+            f'<td class="num">{found[key]:.3f} [{found[f"{key}_interval"][0]:.3f}, '
+            f"{found[f'{key}_interval'][1]:.3f}]</td>"
+            for key in ("rouge_l", "own_kl")
+        )
+        + "</tr>"
+        for arm, found in arms.items()
+    )
+    count = next(iter(arms.values()))["prompts"]
+    return (
+        f"<p>Likeness to the teacher after {count} prompts of the test part, with 95 % intervals over "
+        "prompts: ROUGE-L of both likeliest continuations (1 where they are the same), and the divergence "
+        "from the teacher, in nats a token, on texts that the network drew itself.</p>"
+        '<table class="plain"><thead><tr><th scope="col"></th><th scope="col" class="num">ROUGE-L</th>'
+        f'<th scope="col" class="num">Divergence on own texts</th></tr></thead><tbody>{rows}</tbody></table>'
+    )

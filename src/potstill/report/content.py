@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,6 +230,7 @@ class ReportContent:
         exit_bins: The reliability diagram of each early exit by name.
         divergences: Divergence from the teacher by token, by ``position`` and ``frequency``, then by arm.
         generations: Beginnings of texts (``prompt``) and what each arm writes after them.
+        likeness: Of each arm's answers to the teacher's, as ``likeness`` gives it.
     """
 
     title: str
@@ -247,6 +249,7 @@ class ReportContent:
     exit_bins: Mapping[str, tuple[Bin, ...]] = field(default_factory=dict)
     divergences: Mapping[str, Mapping[str, tuple[TokenBin, ...]]] = field(default_factory=dict)
     generations: tuple[Mapping[str, str], ...] = ()
+    likeness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and then renamed."""
