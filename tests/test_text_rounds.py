@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from potstill import measure
 from potstill.run import load_student, run
+from potstill.train.loop import Training
+from tests.tasks import text
 
 pytest.importorskip("transformers")
 
@@ -90,3 +94,65 @@ def test_a_language_model_is_pruned_in_rounds_and_loads_anywhere(recipe: Path) -
         assert rival["gain"] == pytest.approx(
             np.log(rival["perplexity"]) - np.log(models["student"]["perplexity"]), rel=1e-4
         )
+
+
+def encoder(tmp_path: Path, **prune: Any) -> Path:
+    """A project whose teacher is a BERT of four layers with two heads each."""
+    root = text.project(tmp_path / "texts")
+    (root / "teacher.yaml").write_text(json.dumps(text.TEACHER))
+    run(root / "teacher.yaml", data=root, out=root / "taught", echo=lambda line: None)
+    section = {"calibration": 16, "candidates": 1, "trial_steps": 0, "steps": 1, **prune}
+    recipe = text.student_of(prune=section, distill={"kl": {}, "hidden_states": {}})
+    del recipe["student"]
+    (root / "student.yaml").write_text(json.dumps(recipe))
+    return root
+
+
+def test_an_encoder_loses_half_its_heads_and_neurons(tmp_path: Path) -> None:
+    root = encoder(tmp_path, target={"parameters": 0.575}, axes=["mlp", "heads"], keep=0.5)
+    lines: list[str] = []
+    result = run(root / "student.yaml", data=root, out=root / "run", echo=lines.append)
+    assert any("only Potstill can load what is left" in line for line in lines)
+    student = load_student(root / "run", root).student
+    assert measure.parameters(student) == result.data["prune"]["reached"]
+    for layer in student.bert.encoder.layer:  # type: ignore[union-attr]
+        assert layer.attention.self.query.weight.shape == (8, 16)
+        assert layer.intermediate.dense.out_features == 16
+    assert not (root / "run" / "student").exists()
+    assert result.student is not None
+    tokens = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        assert torch.equal(student(tokens).logits, result.student(tokens).logits)
+
+
+def test_an_encoder_of_fewer_neurons_and_layers_is_saved_for_any_loader(tmp_path: Path) -> None:
+    root = encoder(tmp_path, target={"parameters": 0.6})
+    run(root / "student.yaml", data=root, out=root / "run", echo=lambda line: None)
+    config = json.loads((root / "run" / "student" / "config.json").read_text())
+    assert config["num_hidden_layers"] < 4 or config["intermediate_size"] < 32
+
+
+@pytest.mark.parametrize("saves", [2, 5, 9, 14])
+def test_a_killed_run_goes_on_at_the_same_round_and_step(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    ran(recipe, out="whole")
+    real, left = Training.save, [saves]
+
+    def save(self: Training) -> None:
+        real(self)
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Training, "save", save)
+    with pytest.raises(RuntimeError, match="killed"):
+        ran(recipe, out="cut")
+    monkeypatch.setattr(Training, "save", real)
+    ran(recipe, out="cut", resume=True)
+    whole, cut = (load_file(recipe.parent / name / "student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    rows = [
+        json.loads((recipe.parent / name / "result.json").read_text())["prune"] for name in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]

@@ -20,7 +20,7 @@ from torch import nn
 from potstill.errors import UserError
 from potstill.files import read_json, write_json
 
-__all__ = ["Architecture"]
+__all__ = ["Architecture", "says_all"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,16 @@ class Architecture:
         if not isinstance(read.get("removed"), list) or not isinstance(read.get("modules"), dict):
             raise UserError(str(path), f"expected removed and modules, got keys {sorted(read)}")
         return cls(tuple(map(str, read["removed"])), read["modules"], read.get("config"))
+
+
+def says_all(model: nn.Module) -> bool:
+    """Whether the configuration of a model of transformers alone makes a network of its sizes."""
+    config = _configuration(model)
+    assert config is not None, "a model of transformers has a configuration"
+    with torch.device("meta"):
+        made = _configured(model, config)
+    sizes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (made, model)]
+    return sizes[0] == sizes[1]
 
 
 def _configuration(model: nn.Module) -> dict[str, Any] | None:

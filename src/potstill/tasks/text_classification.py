@@ -14,6 +14,7 @@ from potstill.augment import AugmentConfig, TextAugment
 from potstill.batch import Batch
 from potstill.data.dataset import LabelledSet
 from potstill.data.texts import TextSet
+from potstill.models.architecture import says_all
 from potstill.models.weights import save_weights
 from potstill.tasks.classes import Classifier
 
@@ -131,10 +132,13 @@ class TextClassification(Classifier):
         return inputs
 
     def keep(self, model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-        """The weights; of a network of the ``transformers`` library also its layout, with the tokenizer."""
+        """The weights; of a network of the ``transformers`` library also its layout, with the tokenizer.
+
+        One that its configuration does not describe (heads went) has none: no loader could read it.
+        """
         save_weights(model, path, {**metadata, "classes": "\n".join(self.class_names)})
         save = getattr(model, "save_pretrained", None)
-        if save is None:
+        if save is None or not says_all(model):
             return
         config: Any = model.config
         config.id2label = dict(enumerate(self.class_names))
