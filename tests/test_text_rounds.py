@@ -54,6 +54,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ran(recipe: Path, *overrides: str, out: str = "run", **options: Any) -> Any:
+    torch.manual_seed(0)  # the teacher starts from random weights, whatever ran before
     return run(
         recipe, out=recipe.parent / out, overrides=overrides, echo=options.pop("echo", print), **options
     )
@@ -132,7 +133,7 @@ def test_an_encoder_of_fewer_neurons_and_layers_is_saved_for_any_loader(tmp_path
     assert config["num_hidden_layers"] < 4 or config["intermediate_size"] < 32
 
 
-@pytest.mark.parametrize("saves", [2, 5, 9, 14])
+@pytest.mark.parametrize("saves", [5, 19])
 def test_a_killed_run_goes_on_at_the_same_round_and_step(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
