@@ -15,6 +15,7 @@ from torch import nn
 from potstill.batch import ask
 from potstill.caching import shelf_of
 from potstill.config import LanguageRecipe, Recipe
+from potstill.detectors import detectors
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.images import images
@@ -31,7 +32,12 @@ from potstill.train.precision import choose
 
 __all__ = ["assemble", "load_experiment", "rehearse", "search_path"]
 
-TASKS = {"classification": images, "text_classification": texts, "language_modeling": language}
+TASKS = {
+    "classification": images,
+    "text_classification": texts,
+    "language_modeling": language,
+    "detection": detectors,
+}
 """What loads the data and networks of each task."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from potstill import distributed
 from potstill.batch import Batch, Signals
+from potstill.detected import HEADED, of_heads, shown_boxes
 from potstill.errors import UserError
 from potstill.layers import PlannedPair
 from potstill.terms import Term
@@ -46,6 +48,8 @@ def compare(
     Raises:
         UserError: If the loss cannot compare what the two networks gave, or lacks labels.
     """
+    if term.signal in HEADED:
+        return of_heads(term, student, teacher).sum()
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
         answers = student.output, _constant(teacher.output)
         return total_of(*_values(term, term.function, *answers, batch, batch.where))
@@ -60,6 +64,8 @@ def compare(
         key = pairs[place].matcher
         mask = _mask(term, student.taps[pairs[place].key], tokens[0])
         call = _told(matchers[key], batch) if key and matchers is not None else term.function
+        if "regions" in term.options:
+            call = functools.partial(call, boxes=shown_boxes(term, teacher, batch))
         values.append(_values(term, call, *given, batch, mask))
     total = _total(values)
     return total if term.spec.combine == "sum" else total / len(values)

@@ -20,6 +20,7 @@ import yaml
 from potstill.augment import AugmentConfig
 from potstill.cache import TeacherConfig
 from potstill.data import DataConfig
+from potstill.data.boxes import BoxConfig
 from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
@@ -31,7 +32,16 @@ from potstill.sections import kind_of_value, read_section
 from potstill.terms import Term, TermConfig, parse_terms
 from potstill.train import CorrectionConfig, TrainConfig
 
-__all__ = ["LanguageRecipe", "Recipe", "dump", "from_mapping", "load", "parse_yaml", "shipped_recipes"]
+__all__ = [
+    "DetectionRecipe",
+    "LanguageRecipe",
+    "Recipe",
+    "dump",
+    "from_mapping",
+    "load",
+    "parse_yaml",
+    "shipped_recipes",
+]
 
 COUNT = Range(least=1)
 
@@ -40,7 +50,9 @@ COUNT = Range(least=1)
 class Recipe:
     """Everything that decides a run; the resolved one is saved beside its results."""
 
-    task: Literal["classification", "text_classification", "language_modeling"] = "classification"
+    task: Literal["classification", "text_classification", "language_modeling", "detection"] = (
+        "classification"
+    )
     """What is learnt."""
     data: DataConfig
     """What it is learnt from."""
@@ -81,6 +93,19 @@ class LanguageRecipe(Recipe):
     """The language model to imitate; it may answer prompts first."""
     correct: CorrectionConfig | None = None
     """A short training of the teacher on the texts, before it teaches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(Recipe):
+    """The same for a detector: it learns from images with boxes."""
+
+    task: Literal["detection"] = "detection"
+    """What is learnt."""
+    data: BoxConfig  # type: ignore[assignment]
+    """The images and their boxes."""
+
+
+KINDS: dict[Any, type[Recipe]] = {"language_modeling": LanguageRecipe, "detection": DetectionRecipe}
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,7 +207,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     """
     if raw.get("prune") is not None and "student" not in raw and "teacher" in raw:
         raw = {**raw, "student": _whole(raw)}
-    kind = LanguageRecipe if raw.get("task") == "language_modeling" else Recipe
+    kind = KINDS.get(str(raw.get("task")), Recipe)
     recipe: Recipe = read_section(kind, raw, "")
     if "distill" not in raw:
         usual = {"labels": {}} if _is_served(recipe) else dict(recipe.scheme.distill)

@@ -75,7 +75,7 @@ def plan_layers(
     ours = {layer.path: layer for layer in student}
     theirs = {layer.path: layer for layer in teacher}
     for term in terms:
-        if term.signal == "logits":
+        if term.on_output:
             continue
         where = f"{term.where}.layers"
         pairs = _pairs(term, student, teacher)

@@ -158,6 +158,9 @@ def _needs(row: Method) -> str:
         "vectors": "vectors (N, C) of a tapped layer; maps and tokens are averaged over positions first",
         "tokens": "tokens (N, L, C) of tapped layers",
         "attention": "attention (N, heads, L, L) of tapped layers",
+        "classes": "a detector's softmax classes of the same regions",
+        "scores": "a detector's sigmoid scores of the same anchors",
+        "boxes": "a detector's boxes of the same regions",
         "gradients": "gradients of each network's own loss by its input or a tapped layer",
     }[row.spec.signal]
     needs += ", before their activation function" if row.spec.before_activation else ""

@@ -125,7 +125,7 @@ class Objective:
     @property
     def needs_layers(self) -> bool:
         """Whether any term looks inside the networks."""
-        return any(term.signal != "logits" for term in self.terms.values())
+        return any(not term.on_output for term in self.terms.values())
 
     @property
     def student_paths(self) -> tuple[str, ...]:

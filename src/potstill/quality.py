@@ -26,7 +26,7 @@ __all__ = [
     "softmax",
 ]
 
-SHARES = ("accuracy",)
+SHARES = ("accuracy", "map")
 """Metrics that are fractions, shown in percent; their gain is in points."""
 GAINS = {"perplexity": "nats a token"}
 """What the gain of a metric that is no fraction is measured in."""

@@ -178,7 +178,8 @@ class Tapped(nn.Module):
             inputs: What the network takes, ``(N, ...)``, or such tensors by the names of its arguments.
 
         Returns:
-            Its output and the captured tensors by path.
+            Its output and the captured tensors by path; a network that answers with :class:`Signals` adds
+            what it names itself.
 
         Raises:
             UserError: If the output holds no tensor, or a tapped layer ran not exactly once, gave no
@@ -189,7 +190,8 @@ class Tapped(nn.Module):
         store.open = True
         try:
             answer = self._run(inputs)
-            output = first_tensor(answer)
+            own = answer if isinstance(answer, Signals) else None
+            output = own.output if own is not None else first_tensor(answer)
             if output is None:
                 raise UserError(
                     self.role, "expected a tensor as output, or a tuple or mapping that holds one"
@@ -197,6 +199,8 @@ class Tapped(nn.Module):
             for tap in self.paths:
                 self._check(tap)
             taps = {tap: store.tensors[tap] for tap in self.paths}
+            if own is not None:
+                return Signals(output, {**own.taps, **taps}, own.head)
             return Signals(output, taps, answer.head if isinstance(answer, Projected) else None)
         finally:
             store.clear()

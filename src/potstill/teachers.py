@@ -91,7 +91,7 @@ class Frozen(nn.Module):
 
         Args:
             batch: Its inputs of the teacher's role are taken.
-            given: What a later teacher may need beside the batch; a plain network needs nothing.
+            given: What the student answered: a detector is scored on the student's regions.
 
         Returns:
             Output and taps, without a gradient; where ``:input`` is tapped, with one by the input.
@@ -99,7 +99,10 @@ class Frozen(nn.Module):
         if self.network.training:  # someone called .train() on the network itself
             self.network.eval()
         with torch.set_grad_enabled(INPUT in self.tapped.paths and torch.is_grad_enabled()):
-            signals: Signals = self.tapped(batch.input(self.role))
+            inputs, beside = batch.input(self.role), getattr(self.network, "beside", None)
+            if given is not None and beside is not None:
+                inputs = beside(inputs, given)
+            signals: Signals = self.tapped(inputs)
         return signals
 
 

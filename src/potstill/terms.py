@@ -15,7 +15,7 @@ from torch import Tensor
 from potstill import losses
 from potstill._annotated import check_value, options_of
 from potstill.errors import UserError, nearest
-from potstill.losses._declare import LossSpec, Range, spec_of
+from potstill.losses._declare import OUTPUTS, LossSpec, Range, spec_of
 from potstill.pairing import Layers
 
 __all__ = ["MEASURED_SHARE", "LabelsConfig", "Term", "TermConfig", "Times", "parse_terms", "weight_at"]
@@ -140,7 +140,12 @@ class Term:
     def _wanted_share(self) -> float:
         if self.config.share is not None:
             return self.config.share
-        return self.spec.weight / self.spec.labels if self.spec.signal == "logits" else 0.5
+        return self.spec.weight / self.spec.labels if self.on_output else 0.5
+
+    @property
+    def on_output(self) -> bool:
+        """Whether it compares answers, and so needs no layers."""
+        return self.spec.signal in OUTPUTS
 
     @property
     def signal(self) -> str:
@@ -232,8 +237,8 @@ def _check_layers(where: str, layers: Any, spec: LossSpec) -> None:
     where = f"{where}.layers"
     if layers == "auto":
         return
-    if spec.signal == "logits":
-        raise UserError(where, "has no meaning for a loss that compares logits")
+    if spec.signal in OUTPUTS:
+        raise UserError(where, f"has no meaning for a loss that compares {spec.signal}")
     forms = "expected auto, [path, ...], [[student, teacher], ...] or {student: teacher}"
     if isinstance(layers, str) or not isinstance(layers, Mapping | list | tuple) or not layers:
         raise UserError(where, f"{forms}, got {layers!r}")

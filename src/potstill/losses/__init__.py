@@ -10,6 +10,7 @@ from potstill.losses._declare import spec_of as spec_of
 from potstill.losses.attention import attention_transfer
 from potstill.losses.classes import decoupled_kl, dist
 from potstill.losses.contrastive import contrastive
+from potstill.losses.detection import bounded_regression, region_hint, weighted_classes, weighted_scores
 from potstill.losses.distributions import channel_distribution
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
 from potstill.losses.factors import factor_transfer
@@ -34,6 +35,7 @@ __all__ = [
     "attention_maps",
     "attention_transfer",
     "batch_channel_correlation",
+    "bounded_regression",
     "channel_correlation",
     "channel_distribution",
     "contrastive",
@@ -56,6 +58,7 @@ __all__ = [
     "neuron_selectivity",
     "probabilistic_transfer",
     "probability_mse",
+    "region_hint",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
@@ -65,4 +68,6 @@ __all__ = [
     "soft_cross_entropy",
     "total_variation",
     "variational_information",
+    "weighted_classes",
+    "weighted_scores",
 ]

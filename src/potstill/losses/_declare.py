@@ -13,7 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 __all__ = ["LossSpec", "Positive", "Range", "Unit", "matches", "spec_of"]
 
-Signal = Literal["logits", "maps", "features", "vectors", "tokens", "attention", "gradients"]
+Signal = Literal[
+    "logits", "maps", "features", "vectors", "tokens", "attention", "gradients", "classes", "scores", "boxes"
+]
+OUTPUTS = ("logits", "classes", "scores", "boxes")
+"""Signals that are answers; the others are found by layers."""
 Spans = Literal["each", "neighbours", "all"]
 Place = Literal["stages", "middle", "last"]
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -39,8 +43,9 @@ class LossSpec:
     Attributes:
         signal: What it compares: ``logits`` (N, C), ``maps`` (N, C, H, W), ``tokens`` (N, L, C),
             ``vectors`` (N, C) (maps and tokens are averaged over their positions first), ``features``
-            (any of these three), ``attention`` (N, heads, L, L), or ``gradients``: pairs of logits and
-            the tensor to differentiate by.
+            (any of these three), ``attention`` (N, heads, L, L), ``gradients``: pairs of logits and the
+            tensor to differentiate by; of detectors ``classes`` or ``scores`` (N, R, C) and ``boxes``
+            (N, R, 4) of each head, with what the labels say of each region as target.
         weight: Default weight beside the supervised loss.
         labels: Default weight of the supervised loss beside it (0.1 beside ``kl``, else 1).
         over_set: The loss compares a whole batch and returns a 0-d tensor.

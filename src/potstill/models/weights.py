@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from potstill.errors import UserError
 from potstill.files import write_atomic
 
-__all__ = ["fingerprint", "load_weights", "read_state", "save_weights"]
+__all__ = ["fingerprint", "load_weights", "read_metadata", "read_state", "save_weights"]
 
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -136,6 +136,17 @@ def _nested(content: Any, path: Path, where: str) -> dict[str, Tensor]:
         else type(content).__name__
     )
     raise UserError(where, f"{path}: expected named tensors (a state_dict), got {got}")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Texts that are stored beside weights; none in files that can hold none."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(str(path), f"is damaged or no safetensors file: {error}") from error
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -198,7 +198,7 @@ class Offline(nn.Module):
         student: Signals = self.parts["student"](batch.input("student"))
         active = objective.active(self.progress)
         asked = self.teacher is not None and any(name != "labels" for name in active)
-        teacher = self.teacher(batch) if self.teacher is not None and asked else None
+        teacher = self.teacher(batch, student) if self.teacher is not None and asked else None
         part: StudentPart = self.__dict__["_part"]
         parts = objective.shares(student, teacher, batch, self.progress, dict(part.matchers.items()))
         return Step(self._reaching_all(parts, student), student)
@@ -221,9 +221,7 @@ class Offline(nn.Module):
         part: StudentPart = self.__dict__["_part"]
         unused = [pair.matcher for pair in plan if pair.matcher and pair.term not in parts]
         idle += [parameter for key in unused for parameter in part.matchers[key].parameters()]
-        on_logits = {term.name for term in self.objective.terms.values() if term.signal == "logits"} | {
-            "labels"
-        }
+        on_logits = {term.name for term in self.objective.terms.values() if term.on_output} | {"labels"}
         if not on_logits & parts.keys():
             idle.append(student.output)
             head = student.head

@@ -1,0 +1,97 @@
+"""Images with boxes and the networks that find them, from a recipe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from potstill.config import DetectionRecipe
+from potstill.data.boxes import load_boxes
+from potstill.errors import UserError
+from potstill.materials import Material, made
+from potstill.models.detector import Detector
+from potstill.models.load import ModelConfig
+from potstill.models.preprocessing import Preprocessing, preprocessing_of
+from potstill.models.weights import read_metadata
+from potstill.schemes.settings import others_of
+from potstill.specs import find
+from potstill.tasks import Detection
+from potstill.terms import Term, parse_terms
+
+__all__ = ["detectors"]
+
+
+def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
+    """Load the data and networks of a recipe with ``task: detection``.
+
+    Raises:
+        UserError: Whatever is missing or does not fit, at its dotted key.
+    """
+    _check(recipe)
+    splits = load_boxes(recipe.data, search)
+    names = splits.train.class_names
+
+    def make(config: ModelConfig, where: str) -> nn.Module:
+        network = made(config, search, where, num_classes=len(names), folders=search)
+        return network if isinstance(network, Detector) else Detector(network)
+
+    config = recipe.teacher
+    teacher = None if config is None else make(config, "teacher")
+    views: dict[str, Preprocessing] = {}
+    if isinstance(teacher, Detector) and config is not None:
+        _check_classes(config, names, search)
+        teacher.answering = _asks_for_answers(recipe)
+        views["teacher"] = preprocessing_of(teacher, config, 3, None, where="teacher")
+    torch.manual_seed(recipe.seed)
+    student = make(recipe.student, "student")
+    views["student"] = preprocessing_of(student, recipe.student, 3, views.get("teacher"))
+    task = Detection(class_names=names, preprocessing=views, augmentation=recipe.augment, search=search)
+    return Material(
+        splits=splits,
+        task=task,
+        teacher=teacher,
+        student=student,
+        fresh=functools.partial(make, recipe.student, "student"),
+        others=tuple(
+            functools.partial(make, config, f"scheme.networks.{place}")
+            for place, config in enumerate(others_of(recipe.scheme))
+        ),
+    )
+
+
+def _check(recipe: DetectionRecipe) -> None:
+    if recipe.data.test_with_validation and recipe.train.select == "best":
+        raise UserError(
+            "data.test_with_validation", "has no meaning with train.select: best, which chooses by validation"
+        )
+    if recipe.teacher is not None and recipe.teacher.cache is not None:
+        raise UserError(
+            "teacher.cache",
+            "keeps one answer an image, and a detector answers by regions, maps and boxes; leave it out",
+        )
+    if recipe.scheme.kind not in ("offline", "labels"):
+        raise UserError(
+            "scheme", f"{recipe.scheme.kind} compares logits (N, C), and a detector has none; say offline"
+        )
+
+
+def _asks_for_answers(recipe: DetectionRecipe) -> bool:
+    """Whether a term looks at the boxes that the teacher would answer with."""
+    _, configs = parse_terms(recipe.distill)
+    return any(Term(name, config).options.get("regions") == "confident" for name, config in configs.items())
+
+
+def _check_classes(config: ModelConfig, names: Sequence[str], search: Sequence[Path]) -> None:
+    """The teacher's classes are the data's, in their order, where its weights say which they are."""
+    if config.weights is None:
+        return
+    own = read_metadata(find(config.weights, search, "teacher.weights")).get("classes")
+    if own is not None and own.split("\n") != list(names):
+        raise UserError(
+            "teacher.weights",
+            f"knows the classes {', '.join(own.split(chr(10)))}; the data's are {', '.join(names)}",
+        )
