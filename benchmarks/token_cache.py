@@ -60,7 +60,7 @@ def kept(code: Likeliest | Top, logits: Tensor, hidden: Tensor, head: Tensor) ->
     decoded = code.decode(bytes_, words)
     exact = logits.double().log_softmax(-1)
     if isinstance(code, Likeliest):
-        known = code.likeliest(bytes_, words)
+        known = code.known(bytes_, words)
     else:
         places = exact.topk(code.count).indices
         logs = decoded.double().log_softmax(-1)
@@ -130,7 +130,7 @@ def steps(teacher: nn.Module, student: nn.Module, ids: Tensor) -> dict[str, Call
         return cross_entropy((hidden(student) @ head.t()).flatten(0, 1), target.flatten(), reduction="sum")
 
     def cached() -> Tensor:
-        known = code.likeliest(content, len(head))
+        known = code.known(content, len(head))
         return linear_divergence(hidden(student), head, known, target=target).loss
 
     def live() -> Tensor:

@@ -59,6 +59,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"experiment", "folder", "caching"},
     {"materials"},
+    {"token_cache"},
     {"images", "texts", "language", "detectors"},
     {"assembly"},
     {"answering", "cells", "correction", "networks", "early_exits", "plan", "views", "filling"},

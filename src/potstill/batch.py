@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.losses.heads import Head, Projected, TopK
+from potstill.losses.heads import Draws, Head, Projected, TopK
 
 __all__ = ["Batch", "Inputs", "Mixture", "Share", "Signals", "Step", "ask", "moved"]
 
@@ -130,10 +130,10 @@ class Signals:
     output: Tensor
     taps: Mapping[str, Tensor] = field(default_factory=dict)
     head: Head | None = None
-    known: TopK | None = None
+    known: TopK | Draws | None = None
 
     @property
-    def answer(self) -> Projected | TopK | Tensor:
+    def answer(self) -> Projected | TopK | Draws | Tensor:
         """The output in the form in which it came: hidden states with their head, known words, or logits."""
         if self.known is not None:
             return self.known

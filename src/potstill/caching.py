@@ -23,6 +23,8 @@ from potstill.specs import find
 
 __all__ = ["parts_of", "shelf_of"]
 
+WEIGHTS = ("*.safetensors", "*.bin")
+
 
 def shelf_of(
     recipe: Recipe,
@@ -66,12 +68,22 @@ def _teacher_facts(
     """Which network, from which code, with which weights."""
     if config.weights is not None:
         weights = sha256(find(config.weights, search, "teacher.weights"))[:16]
+    elif (folder := _saved(config.model, search)) is not None:
+        files = [file for end in WEIGHTS for file in sorted(folder.glob(end))]
+        weights = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:16]
     elif teacher is None:
         weights = "its library's"
     else:
         weights = fingerprint(teacher)[:16]
     made = json.dumps(config.arguments, sort_keys=True, default=str)
     return {"teacher": f"{config.model} {made}", "code": _code(config.model, search), "weights": weights}
+
+
+def _saved(spec: str, search: Sequence[Path]) -> Path | None:
+    """The folder of a model of transformers, where it is here."""
+    library, _, name = spec.partition(":")
+    places = [folder / name for folder in search if library == "transformers"]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _code(spec: str, search: Sequence[Path]) -> str:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from potstill import distributed
 from potstill.batch import Batch
 from potstill.cache import Cached, KnownTeacher, Vault
-from potstill.cache.fidelity import Fidelity
-from potstill.cache.layout import OUTPUT
+from potstill.cache.cached import stored_of
+from potstill.cache.layout import Layout
+from potstill.cache.tokens import describe
 from potstill.caching import parts_of
+from potstill.data.tokens import TokenSet
 from potstill.experiment import Experiment
 from potstill.measure import Measured
 from potstill.schemes import BornAgain
@@ -61,7 +63,8 @@ def _fill(experiment: Experiment, teacher: Cached, seed: int, view: int, missing
     distributed.barrier()  # nobody writes before all know what is missing
     mine = missing[distributed.rank() :: distributed.world_size()]
     loader, prepare = experiment.training(seed)
-    shares = [mine[begin : begin + FILLED_BATCH] for begin in range(0, len(mine), FILLED_BATCH)]
+    size = min(FILLED_BATCH, experiment.recipe.train.batch_size) if _by_token(experiment) else FILLED_BATCH
+    shares = [mine[begin : begin + size] for begin in range(0, len(mine), size)]
     for samples, target, index in loader.batches(shares, view):
         with experiment.precision.autocast(experiment.device):
             teacher(prepare(samples, target, index, view))
@@ -77,6 +80,11 @@ def stored(experiment: Experiment) -> bool:
     return shelf is not None and all(
         _teacher(experiment, seed).vault.manifest() is not None for seed in seeds
     )
+
+
+def _by_token(experiment: Experiment) -> bool:
+    """Whether a sample is a row of many predictions."""
+    return isinstance(experiment.splits.train, TokenSet)
 
 
 # The end -------------------------------------------------------------------------------------------
@@ -155,7 +163,8 @@ def describe_cache(experiment: Experiment) -> Iterator[str]:
     yield from told
     if not told:
         teacher = _teacher(experiment, experiment.recipe.seed)
-        count = min(FILLED_BATCH, len(experiment.splits.train))
+        most = experiment.recipe.train.batch_size if _by_token(experiment) else FILLED_BATCH
+        count = min(most, len(experiment.splits.train))
         loader, prepare = experiment.training(experiment.recipe.seed)
         batch: Batch = prepare(*loader.read(list(range(count)), 0), 0)
         with experiment.precision.autocast(experiment.device):
@@ -163,31 +172,33 @@ def describe_cache(experiment: Experiment) -> Iterator[str]:
 
 
 def _foreseen(teacher: Cached, batch: Batch) -> str:
-    answer = teacher.ask(batch)
-    tensors = {OUTPUT: answer.output, **answer.taps}
+    tensors, index = stored_of(teacher.ask(batch)), batch.index.cpu().numpy()
     vault = teacher.vault
     layout = vault.chosen(tensors)
-    fidelity = Fidelity(vault.temperatures)
-    live = answer.output.float().cpu()
-    fidelity.add(live, layout.decode(layout.encode(tensors))[OUTPUT].float())
-    vault.header = {"bytes": layout.size + 4, "fidelity": fidelity.figures()}
-    return f"cache: empty yet; {_size(vault, vault.header, layout.describe())}"
+    vault.header = {"bytes": layout.size + 4, "fidelity": vault.foreseen(layout, tensors, index)}
+    return f"cache: empty yet; {_size(vault, vault.header, layout)}"
 
 
 def _line(vault: Vault, left: int) -> str:
     assert vault.layout is not None, "an open cache has a layout"
     whole = vault.config.views * vault.samples
     filled = "full" if left == 0 else f"{(whole - left) / whole:.1%} filled"
-    return f"cache: {filled}; {_size(vault, vault.figures(), vault.layout.describe())}"
+    return f"cache: {filled}; {_size(vault, vault.figures(), vault.layout)}"
 
 
-def _size(vault: Vault, figures: Mapping[str, Any], fields: str) -> str:
+def _size(vault: Vault, figures: Mapping[str, Any], layout: Layout) -> str:
     """Where, what, how large and how close."""
     width, fidelity = figures["bytes"], figures["fidelity"]
     total = width * vault.config.views * vault.samples
+    if layout.tokens is not None:
+        a_token = layout.tokens.code.width(layout.tokens.words)
+        return (
+            f"{vault.samples} rows of {layout.tokens.length} tokens, {a_token} bytes a token "
+            f"({layout.tokens.code.name}), {total / 1e6:,.1f} MB in all; {describe(fidelity)}; {vault.folder}"
+        )
     kl = ", ".join(f"{value:.1e} at temperature {name}" for name, value in fidelity["kl"].items())
     return (
-        f"{vault.config.views} view(s) of {vault.samples} samples, {width} bytes a view ({fields}), "
-        f"{total / 1e6:,.1f} MB in all; mean KL {kl}; top-1 agreement {fidelity['agreement']:.2%} on "
-        f"{fidelity['measured']} answers; {vault.folder}"
+        f"{vault.config.views} view(s) of {vault.samples} samples, {width} bytes a view "
+        f"({layout.describe()}), {total / 1e6:,.1f} MB in all; mean KL {kl}; top-1 agreement "
+        f"{fidelity['agreement']:.2%} on {fidelity['measured']} answers; {vault.folder}"
     )

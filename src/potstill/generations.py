@@ -57,7 +57,8 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     if not isinstance(task, LanguageModeling) or not isinstance(part, TokenSet):
         return {}
     which = experiment.recipe.train.select
-    networks: dict[str, Any] = {} if experiment.teacher is None else {"teacher": experiment.teacher}
+    teacher = None if experiment.known is not None else experiment.teacher  # one that is known stays unloaded
+    networks: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
     for arm, found in outcome.arms.items():
         model = found.cells[0].load(experiment.blank(arm), which)
         networks[arm] = model.to(experiment.device)
@@ -73,14 +74,14 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         for place, prompt in enumerate(shown)
     )
     drafts = {}
-    if experiment.teacher is not None and len(prompts) > 1:
+    if teacher is not None and len(prompts) > 1:
         torch.manual_seed(experiment.recipe.seed)
-        sampled = _continued(experiment.teacher, prompts, task.tokenizer, sample=True)
+        sampled = _continued(teacher, prompts, task.tokenizer, sample=True)
         drafts = {
             arm: assisted(
-                acceptance(networks[arm], experiment.teacher, sampled, PROMPT_TOKENS),
+                acceptance(networks[arm], teacher, sampled, PROMPT_TOKENS),
                 networks[arm],
-                experiment.teacher,
+                teacher,
                 prompts[:SHOWN],
                 task.tokenizer,
             )

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from potstill.config import LanguageRecipe, Recipe
+from potstill.data import Splits
 from potstill.data.prompts import as_if_answered
-from potstill.data.tokens import Texts, read_texts, token_splits
+from potstill.data.tokens import Texts, TokenSet, read_texts, token_splits
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.fused import covers
-from potstill.materials import Material
+from potstill.materials import Material, known_of
 from potstill.models.causal import (
     check_same_tokens,
     load_causal,
@@ -34,6 +35,7 @@ from potstill.models.weights import load_weights
 from potstill.specs import find
 from potstill.tasks import LanguageModeling
 from potstill.terms import Term, parse_terms
+from potstill.token_cache import check_kept, shelf_of_tokens, words_of
 
 __all__ = ["language"]
 
@@ -48,12 +50,14 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
         UserError: Whatever is missing or does not fit, at its dotted key.
     """
     assert isinstance(recipe, LanguageRecipe), "recipes of this task are read as such"
-    if recipe.teacher is not None and recipe.teacher.cache is not None:
-        raise UserError("teacher.cache", "has no meaning yet with task: language_modeling")
+    check_kept(recipe)
     texts = read_texts(recipe.data, search, recipe.seed)
     if recipe.teacher is not None and recipe.teacher.responses is not None:
         texts = _until_answered(recipe, texts)
     named = _named_tokenizer(recipe, texts, search)
+    found = _without_teacher(recipe, texts, named, search)
+    if found is not None:
+        return found
     teacher, theirs = (
         (None, None)
         if recipe.teacher is None or recipe.teacher.endpoint is not None
@@ -76,21 +80,84 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     splits = token_splits(texts, tokenizer, recipe.data, together=all(able))
     if recipe.data.packing and not all(able):
         splits.notes.append("a network cannot have several documents in a row; each row has one")
+    shelf = shelf_of_tokens(recipe, splits, tokenizer, search, teacher)
     projected = [_prepared(network, shared) for network in networks]
-    task = LanguageModeling(
-        tokenizer=tokenizer,
-        vocabulary=shared,
-        frequencies=np.bincount(splits.train.targets[splits.train.packed.counted], minlength=shared),
-        projected=_without_logits(recipe) and all(projected),
+    if shelf is not None and not all(projected):
+        raise UserError("teacher.cache", "needs networks whose logits are those of a linear head alone")
+    task = _task(recipe, splits, tokenizer, shared, projected=all(projected))
+    return Material(
+        splits=splits,
+        task=task,
+        teacher=teacher,
+        student=student,
+        fresh=lambda: _made(fresh, shared),
+        shelf=shelf,
+        finish=_with_teacher,
     )
 
-    def made() -> nn.Module:
-        network = fresh()
-        _prepared(network, shared)
-        return network
+
+def _without_teacher(
+    recipe: LanguageRecipe, texts: Texts, named: Any, search: Sequence[Path]
+) -> Material | None:
+    """All but the teacher, where its cache is full and nothing else of it is needed."""
+    config = recipe.teacher
+    if config is None or config.cache is None or recipe.student.model == "teacher":
+        return None
+    library, _, name = config.model.partition(":")
+    if config.weights is None and library != "transformers":
+        return None  # the weights must be seen
+    tokenizer = named or (load_tokenizer(name, search) if library == "transformers" else None)
+    torch.manual_seed(recipe.seed)
+    fresh, ours = _maker(recipe, None, tokenizer, search)
+    tokenizer = tokenizer or ours
+    if tokenizer is None:
+        return None
+    if ours is not None and ours is not tokenizer:
+        check_same_tokens(tokenizer, ours, [], "student")
+    student = fresh()
+    size = _vocabulary(student, tokenizer)
+    splits = token_splits(texts, tokenizer, recipe.data, together=packable(student, size))
+    shelf = shelf_of_tokens(recipe, splits, tokenizer, search, None)
+    known = None if shelf is None else known_of(recipe, shelf, splits)
+    if shelf is None or known is None:
+        return None
+    shared = words_of(shelf, recipe.seed)
+    if shared > size:
+        raise UserError("teacher.cache.path", f"holds words of {shared:,}, and the student has {size:,}")
+    projected = _prepared(student, shared)
+
+    def teacher() -> nn.Module:
+        live, _ = _network(config, tokenizer, search, "teacher")
+        _prepared(live, shared)
+        return live
 
     return Material(
-        splits=splits, task=task, teacher=teacher, student=student, fresh=made, finish=_with_teacher
+        splits=splits,
+        task=_task(recipe, splits, tokenizer, shared, projected=projected),
+        teacher=teacher,
+        student=student,
+        fresh=lambda: _made(fresh, shared),
+        shelf=shelf,
+        known=known,
+        finish=_with_teacher,
+    )
+
+
+def _made(fresh: Callable[[], nn.Module], shared: int) -> nn.Module:
+    network = fresh()
+    _prepared(network, shared)
+    return network
+
+
+def _task(
+    recipe: LanguageRecipe, splits: Splits[TokenSet], tokenizer: Any, shared: int, *, projected: bool
+) -> LanguageModeling:
+    learnt = splits.train.targets[splits.train.packed.counted]
+    return LanguageModeling(
+        tokenizer=tokenizer,
+        vocabulary=shared,
+        frequencies=np.bincount(learnt, minlength=shared),
+        projected=projected and _without_logits(recipe),
     )
 
 
@@ -168,9 +235,8 @@ def _prepared(network: nn.Module, shared: int) -> bool:
 def _with_teacher(experiment: Experiment) -> Experiment:
     """The experiment, its task comparing with its teacher, whose weights are bf16 where that is fast."""
     assert isinstance(experiment.task, LanguageModeling)
-    if experiment.teacher is not None and experiment.precision.name == "bf16":
-        experiment.teacher.to(torch.bfloat16)
-    task = dataclasses.replace(
-        experiment.task, teacher=experiment.teacher, precision=experiment.precision.name
-    )
+    teacher = None if experiment.known is not None else experiment.teacher
+    if teacher is not None and experiment.precision.name == "bf16":
+        teacher.to(torch.bfloat16)
+    task = dataclasses.replace(experiment.task, teacher=teacher, precision=experiment.precision.name)
     return dataclasses.replace(experiment, task=task)

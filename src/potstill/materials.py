@@ -22,7 +22,7 @@ from potstill.specs import find
 from potstill.tasks import Task
 from potstill.train.precision import choose
 
-__all__ = ["Material", "device_of", "kept_answers", "made"]
+__all__ = ["Material", "device_of", "kept_answers", "known_of", "made"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,14 @@ def kept_answers(
     precision = choose(recipe.train.precision, device_of(recipe.train.device), nn.Identity())
     shelf = shelf_of(recipe, splits, search, precision.name, teacher=None)
     assert shelf is not None, "the recipe has a cache"
+    return shelf, known_of(recipe, shelf, splits)
+
+
+def known_of(recipe: Recipe, shelf: Shelf, splits: Splits[Any]) -> KnownTeacher | None:
+    """What a cache says of the teacher, where it is full for every seed."""
     parts = parts_of(splits)
     known = [_known(shelf, recipe.seed + number, parts) for number in range(recipe.seeds)]
-    return shelf, None if None in known else known[0]
+    return None if None in known else known[0]
 
 
 def _known(shelf: Shelf, seed: int, parts: str) -> KnownTeacher | None:

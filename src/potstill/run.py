@@ -130,8 +130,8 @@ def run(
         raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
     if only == "responses" and not answers_first(loaded):
         raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
-    if only == "responses" and corrects(loaded):
-        raise UserError("--only", "responses: the teacher is corrected in a run first; leave --only out")
+    if only is not None and corrects(loaded):
+        raise UserError("--only", f"{only}: the teacher is corrected in a run first; leave --only out")
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
     if only is None and resume and folder.finished and folder.report.is_file():
         folder.check_same(loaded)
@@ -166,7 +166,8 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
     """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
     recipe = experiment.recipe
     validation = experiment.splits.validation
-    reached = None if corrects(recipe) or answers_first(recipe) else teacher_metric(experiment)
+    corrected = corrects(recipe) and experiment.known is None  # what is known was corrected when it answered
+    reached = None if corrected or answers_first(recipe) else teacher_metric(experiment)
     facts = environment.describe(
         experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
@@ -181,13 +182,13 @@ def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control:
         experiment.shelf.say = echo
     for note in (*experiment.notes, *ahead):
         echo(f"note: {note}")
-    if corrects(recipe):
+    if corrected:
         observer = _observer(experiment, folder, "teacher", recipe.seed, "teacher, corrected")
         if not correct_teacher(experiment, folder, observer, resume=resume):
             return Result(folder.path, {}, interrupted=True)
     if answers_first(recipe):
         experiment = answer_prompts(experiment, echo)
-    if corrects(recipe) or answers_first(recipe):
+    if corrected or answers_first(recipe):
         reached = teacher_metric(experiment)
     if reached is not None:
         value = shown(experiment.task.metric, reached)

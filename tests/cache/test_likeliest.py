@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.cache.codes import code_from
 from potstill.cache.likeliest import FINEST, STEP, Likeliest
+from potstill.cache.tokens import word_code_from
 from potstill.losses.sequence import linear_divergence
 
 
@@ -32,7 +32,7 @@ def by_hand(row: list[float], count: int) -> tuple[list[int], list[float], float
 
 def test_what_comes_back_is_what_a_loop_over_numbers_gives() -> None:
     code, rows = Likeliest(7), answers(5, 40)
-    known = code.likeliest(code.encode(rows), 40)
+    known = code.known(code.encode(rows), 40)
     for number, row in enumerate(rows.double().tolist()):
         places, logs, tail = by_hand(row, 7)
         assert known.ids[number].tolist() == places
@@ -49,7 +49,7 @@ def test_golden_bytes() -> None:
 
 def test_errors_do_not_add_up() -> None:
     code, rows = Likeliest(40), answers(200, 5000)
-    known = code.likeliest(code.encode(rows), 5000)
+    known = code.known(code.encode(rows), 5000)
     exact = rows.double().log_softmax(-1).gather(-1, known.ids)
     off = (known.log_probabilities - exact).abs()
     gaps = -exact.diff(dim=-1)
@@ -71,7 +71,9 @@ def test_a_token_takes_at_most_128_bytes(words: int, count: int) -> None:
 
 @pytest.mark.parametrize("name", ["likeliest41", "likeliest3 at 2.5"])
 def test_a_header_names_it(name: str) -> None:
-    assert code_from(name).name == name
+    found = word_code_from(name)
+    assert found is not None
+    assert found.name == name
 
 
 def test_certain_words_and_all_words() -> None:
@@ -81,7 +83,7 @@ def test_certain_words_and_all_words() -> None:
         again = code.decode(code.encode(rows), 4)
         assert bool(again.isfinite().all())
         torch.testing.assert_close(again.softmax(-1), rows.softmax(-1))
-        known = code.likeliest(code.encode(rows), 4)
+        known = code.known(code.encode(rows), 4)
         hidden = torch.zeros(1, 3, requires_grad=True)
         loss = linear_divergence(hidden, torch.ones(4, 3), known).loss
         assert float(loss.detach()) == pytest.approx(math.log(4), rel=1e-5)
@@ -94,7 +96,7 @@ def test_a_loss_on_it_is_near_the_dense_one() -> None:
     found = {}
     for count in (20, 100, 290):
         code = Likeliest(count, 2.0)
-        known = code.likeliest(code.encode(logits), words)
+        known = code.known(code.encode(logits), words)
         loss = linear_divergence(hidden, head, known, temperature=2.0).loss
         found[count] = torch.autograd.grad(loss, hidden)[0]
     exact = linear_divergence(hidden, head, logits, temperature=2.0).loss

@@ -19,11 +19,12 @@ from potstill.cache.layout import OUTPUT
 from potstill.cache.vault import Vault
 from potstill.comparison import mean_over_positions
 from potstill.errors import UserError
+from potstill.losses.heads import Projected
 from potstill.recording import LayerShape, record
 from potstill.taps import INPUT
 from potstill.teachers import Teacher, as_teacher
 
-__all__ = ["Cached"]
+__all__ = ["Cached", "stored_of"]
 
 
 class Place(Protocol):
@@ -126,15 +127,15 @@ class Cached(nn.Module):
             asked = np.arange(len(index)) if whole else rows
             answer = self.ask(_some(batch, asked))
             kept = torch.from_numpy(np.searchsorted(asked, rows)).to(batch.index.device)
-            tensors = {OUTPUT: answer.output, **answer.taps}
-            made = self.vault.keep(
-                batch.view, index[rows], {path: tensor[kept] for path, tensor in tensors.items()}
-            )
+            made = self.vault.keep(batch.view, index[rows], stored_of(answer, kept))
             records = made if len(rows) == len(index) else _put(records, rows, made)
         layout = self.vault.layout
         assert layout is not None, "what was read or kept has a layout"
         tensors = layout.decode(records.to(batch.index.device, non_blocking=True))
-        return Signals(tensors[OUTPUT], {path: tensors[path] for path in self.paths})
+        output, taps = tensors[OUTPUT], {path: tensors[path] for path in self.paths}
+        if layout.tokens is not None:
+            return Signals(output[-1], taps, known=output)
+        return Signals(output, taps)
 
     def ask(self, batch: Batch) -> Signals:
         """The live teacher's answer, as it is."""
@@ -146,7 +147,18 @@ class Cached(nn.Module):
             answer: Signals = self._taught[0](batch)
         tokens = batch.tokens("teacher")
         means = {path: mean_over_positions(answer.taps[path], tokens) for path in self.pooled}
-        return Signals(answer.output, {**answer.taps, **means})
+        return dataclasses.replace(answer, taps={**answer.taps, **means})
+
+
+def stored_of(answer: Signals, rows: torch.Tensor | None = None) -> dict[str, torch.Tensor | Projected]:
+    """What is stored of an answer, of all samples or those at ``rows``, by path."""
+
+    def some(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if rows is None else tensor[rows]
+
+    output = some(answer.output)
+    whole = output if answer.head is None else Projected(output, answer.head)
+    return {OUTPUT: whole, **{path: some(tap) for path, tap in answer.taps.items()}}
 
 
 def _some(batch: Batch, rows: np.ndarray[Any, Any]) -> Batch:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from potstill.cache._bytes import as_bytes, as_values, place_bytes, places_as_bytes, places_from_bytes
-from potstill.cache.likeliest import Likeliest
 
 __all__ = ["Affine", "Code", "Float", "Top", "code_from"]
 
@@ -181,6 +180,4 @@ def code_from(name: str) -> Code:
     head, _, temperature = name.partition(" at ")
     if head.startswith("top") and head[3:].isdigit():
         return Top(int(head[3:]), float(temperature or 1))
-    if head.startswith("likeliest") and head[9:].isdigit():
-        return Likeliest(int(head[9:]), float(temperature or 1))
-    raise ValueError(f"expected a code, one of {', '.join(known)}, topN, likeliestN, got {name!r}")
+    raise ValueError(f"expected a code, one of {', '.join(known)}, topN, got {name!r}")

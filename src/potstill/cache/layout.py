@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.cache.codes import Code, code_from
+from potstill.cache.tokens import Tokens, word_code_from
 from potstill.errors import UserError
+from potstill.losses.heads import Draws, Projected, TopK
 
 __all__ = ["OUTPUT", "Field", "Layout"]
 
@@ -75,25 +79,40 @@ class Layout:
 
     >>> from potstill.cache.codes import Affine
     >>> layout = Layout([Field("", (10,), Affine())])
-    >>> layout.size, layout.decode(layout.encode({"": torch.ones(2, 10)}))[""].shape
+    >>> layout.size, layout.decode(layout.encode({"": torch.ones(2, 10)}, np.arange(2)))[""].shape
     (14, torch.Size([2, 10]))
     """
 
-    def __init__(self, fields: Sequence[Field]) -> None:
+    def __init__(self, fields: Sequence[Field | Tokens]) -> None:
         self.fields = tuple(fields)
         width = sum(field.width for field in self.fields)
         self.size = width + width % 2
 
-    def encode(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Tensors ``(N, ...)`` by path as records ``(N, size)`` uint8 on the CPU."""
-        with torch.no_grad(), torch.autocast(tensors[OUTPUT].device.type, enabled=False):
-            parts = [field.encode(tensors[field.path]) for field in self.fields]
-            rows = torch.cat(parts, dim=1).cpu()
+    @property
+    def tokens(self) -> Tokens | None:
+        """The output, where it is that of a language model."""
+        return next((field for field in self.fields if isinstance(field, Tokens)), None)
+
+    def encode(self, answers: Mapping[str, Tensor | Projected], index: NDArray[np.int64]) -> Tensor:
+        """Answers ``(N, ...)`` by path to samples ``(N,)`` as records ``(N, size)`` uint8 on the CPU."""
+        parts = []
+        for field in self.fields:
+            answer = answers[field.path]
+            device = answer.hidden.device if isinstance(answer, Projected) else answer.device
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                if isinstance(field, Tokens):
+                    assert isinstance(answer, Projected), "language models give hidden states"
+                    parts.append(field.encode(answer, index).cpu())
+                else:
+                    assert isinstance(answer, Tensor), "all others give tensors"
+                    parts.append(field.encode(answer).cpu())
+        rows = torch.cat(parts, dim=1)
         return torch.nn.functional.pad(rows, (0, self.size - rows.shape[1]))
 
-    def decode(self, records: Tensor) -> dict[str, Tensor]:
-        """Records ``(N, size)`` as tensors by path."""
-        found, begin = {}, 0
+    def decode(self, records: Tensor) -> dict[str, Any]:
+        """Records ``(N, size)`` as tensors by path; the output of a language model as known words."""
+        found: dict[str, Tensor | TopK | Draws] = {}
+        begin = 0
         with torch.autocast(records.device.type, enabled=False):
             for field in self.fields:
                 found[field.path] = field.decode(records[:, begin : begin + field.width])
@@ -115,12 +134,16 @@ class Layout:
     @classmethod
     def from_plain(cls, rows: Sequence[Mapping[str, Any]]) -> Layout:
         """What :meth:`plain` gave."""
-        return cls(
-            [
-                Field(row["path"], tuple(row["shape"]), code_from(row["code"]), getattr(torch, row["dtype"]))
-                for row in rows
-            ]
-        )
+        fields: list[Field | Tokens] = []
+        for row in rows:
+            words = word_code_from(row["code"])
+            if words is not None:
+                length, size = row["shape"]
+                fields.append(Tokens(length, size, words))
+                continue
+            code, dtype = code_from(row["code"]), getattr(torch, row["dtype"])
+            fields.append(Field(row["path"], tuple(row["shape"]), code, dtype))
+        return cls(fields)
 
     def describe(self) -> str:
         """In words: ``output (10) affine8, layer3 (64, 8, 8) float16``."""

@@ -75,7 +75,7 @@ class Likeliest:
             [places_as_bytes(places, rows.shape[-1]), as_bytes(tail), as_bytes(first), kept], dim=-1
         )
 
-    def likeliest(self, codes: Tensor, size: int) -> TopK:
+    def known(self, codes: Tensor, size: int) -> TopK:
         """Bytes as what a loss takes: words and their logarithms in order, and the tail's."""
         end = self.count * place_bytes(size)
         tail = as_values(codes[..., end : end + 4], torch.float32)[..., 0]
@@ -86,7 +86,7 @@ class Likeliest:
 
     def decode(self, codes: Tensor, size: int) -> Tensor:
         """Bytes as logits ``(..., size)`` float32 at a temperature of 1, the tail spread evenly."""
-        known = self.likeliest(codes, size)
+        known = self.known(codes, size)
         even = known.log_tail.clamp(min=-1e4).unsqueeze(-1) - math.log(max(size - self.count, 1))
         logs = even.expand(*codes.shape[:-1], size).scatter(-1, known.ids, known.log_probabilities)
         return logs * self.temperature

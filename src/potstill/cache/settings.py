@@ -25,6 +25,11 @@ class CacheConfig:
     """Its folder; by default one of its own under ``runs/caches``."""
     top: Annotated[int, Range(least=1)] | None = None
     """Keep only so many classes of each answer and the rest as one, for losses of probabilities at 1."""
+    words: Literal["drawn", "likeliest"] = "drawn"
+    """Of a language model: words drawn from each token's distribution, unbiased and for ``kl`` alone, or the
+    likeliest words and the mass of all others."""
+    bytes: Annotated[int, Range(least=8)] = 128
+    """Of a language model: at most so many a token."""
     taps: Literal["float16", "affine8"] = "float16"
     """How what layers gave is stored, where the losses need it."""
 

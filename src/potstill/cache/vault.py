@@ -23,8 +23,10 @@ from potstill.cache.identity import Identity, sealed, unsealed
 from potstill.cache.layout import OUTPUT, Field, Layout
 from potstill.cache.settings import CacheConfig
 from potstill.cache.store import Store
+from potstill.cache.tokens import TokenFidelity, Tokens, word_code
 from potstill.errors import UserError
 from potstill.files import read_json, write_json, write_once
+from potstill.losses.heads import Projected
 
 __all__ = ["FORMAT", "Vault"]
 
@@ -75,7 +77,7 @@ class Vault:
         self.writing = True
         self.layout = None
         self.header: dict[str, Any] = {}
-        self.fidelity = Fidelity([*USUAL_TEMPERATURES, *self.temperatures])
+        self.fidelity: Fidelity | TokenFidelity = Fidelity([*USUAL_TEMPERATURES, *self.temperatures])
         self._broken = False
         self._damaged = 0
         if self._header_path.exists():
@@ -98,7 +100,7 @@ class Vault:
         self.identity.refuse_other(Identity(header["identity"]), str(self.folder))
         self.header = header
         self._take(Layout.from_plain(header["fields"]))
-        for temperature in self.temperatures:
+        for temperature in () if self._tokens else self.temperatures:
             kl = header["fidelity"]["kl"].get(f"{temperature:g}", 0.0)
             if kl > self.config.fidelity and not code_from(header["fields"][0]["code"]) == Float(32):
                 raise UserError(
@@ -107,8 +109,15 @@ class Vault:
                     f"for {self.config.fidelity:.1e}; name another path, or remove it",
                 )
 
+    @property
+    def _tokens(self) -> bool:
+        """Whether it holds words of a language model, whose room is bounded and not their error."""
+        return self.layout is not None and self.layout.tokens is not None
+
     def _take(self, layout: Layout) -> None:
         self.layout = layout
+        if layout.tokens is not None:
+            self.fidelity = TokenFidelity(layout.tokens)
         key = self.identity.digest + json.dumps(layout.plain())
         self.store = Store(self.folder, samples=self.samples, size=layout.size, key=key)
 
@@ -131,22 +140,22 @@ class Vault:
 
     # What is made ----------------------------------------------------------------------------------
 
-    def keep(self, view: int, index: Index, tensors: Mapping[str, Tensor]) -> Tensor:
+    def keep(self, view: int, index: Index, tensors: Mapping[str, Tensor | Projected]) -> Tensor:
         """Write answers, where that is possible, and give their records ``(N, size)``.
 
         Args:
             view: Number of the view.
             index: Samples ``(N,)``.
-            tensors: Tensors ``(N, ...)`` by path, the output under the empty one.
+            tensors: Tensors ``(N, ...)`` by path, the output under the empty one; a language model's as
+                hidden states and head.
 
         Raises:
             UserError: If they are not finite, or of another shape than before.
         """
-        layout = self.layout or self._make(tensors)
-        records = layout.encode(tensors)
-        live = tensors[OUTPUT].detach().cpu().float()
+        layout = self.layout or self._make(tensors, index)
+        records = layout.encode(tensors, index)
         if not self.fidelity.enough:
-            self.fidelity.add(live, layout.decode(records)[OUTPUT].float())
+            _compare(self.fidelity, tensors[OUTPUT], layout, records)
         if self.writing and not self._broken:
             try:
                 self.store.write(view % self.config.views, index, records.numpy())
@@ -154,17 +163,14 @@ class Vault:
                 self._give_up(f"{self.folder}: {error.strerror}")
         return records
 
-    def _make(self, tensors: Mapping[str, Tensor]) -> Layout:
+    def _make(self, tensors: Mapping[str, Tensor | Projected], index: Index) -> Layout:
         """Choose the codes by the first answers, and write the header unless another process was first."""
         layout = self.chosen(tensors)
-        first = Fidelity([*USUAL_TEMPERATURES, *self.temperatures])
-        live = tensors[OUTPUT].detach().cpu().float()
-        first.add(live, layout.decode(layout.encode(tensors))[OUTPUT].float())
         header = {
             "identity": dict(self.identity.facts),
             "fields": layout.plain(),
             "bytes": layout.size + 4,
-            "fidelity": first.figures(),
+            "fidelity": self.foreseen(layout, tensors, index),
         }
         written = True
         try:
@@ -179,16 +185,36 @@ class Vault:
         self._take(layout)
         return layout
 
-    def chosen(self, tensors: Mapping[str, Tensor]) -> Layout:
+    def foreseen(
+        self, layout: Layout, tensors: Mapping[str, Tensor | Projected], index: Index
+    ) -> dict[str, Any]:
+        """How close answers to samples ``(N,)`` are kept in a layout."""
+        fidelity: Fidelity | TokenFidelity = Fidelity([*USUAL_TEMPERATURES, *self.temperatures])
+        if layout.tokens is not None:
+            fidelity = TokenFidelity(layout.tokens)
+        _compare(fidelity, tensors[OUTPUT], layout, layout.encode(tensors, index))
+        return fidelity.figures()
+
+    def chosen(self, tensors: Mapping[str, Tensor | Projected]) -> Layout:
         """The fields that suit answers ``(N, ...)`` by path, the output under the empty one."""
-        live = tensors[OUTPUT].detach().cpu().float()
+        output = tensors[OUTPUT]
+        if isinstance(output, Projected):
+            words = word_code(
+                self.config.words, self.config.bytes, output.head.size, float(self.temperatures[0])
+            )
+            return Layout([Tokens(output.hidden.shape[1], output.head.size, words), *self._taps(tensors)])
+        live = output.detach().cpu().float()
         codes = candidates(live.shape[-1], self.config.top)
         code = choose(live, codes, self.config.fidelity, self.temperatures)
-        fields = [Field(OUTPUT, tuple(live.shape[1:]), code)]
-        for path, tensor in tensors.items():
-            if path != OUTPUT:
-                fields.append(Field(path, tuple(tensor.shape[1:]), code_from(self.config.taps), tensor.dtype))
-        return Layout(fields)
+        return Layout([Field(OUTPUT, tuple(live.shape[1:]), code), *self._taps(tensors)])
+
+    def _taps(self, tensors: Mapping[str, Tensor | Projected]) -> list[Field]:
+        code = code_from(self.config.taps)
+        return [
+            Field(path, tuple(tensor.shape[1:]), code, tensor.dtype)
+            for path, tensor in tensors.items()
+            if path != OUTPUT and isinstance(tensor, Tensor)
+        ]
 
     def _give_up(self, reason: str) -> None:
         """Say once that nothing more is stored."""
@@ -241,3 +267,16 @@ class Vault:
             return {}
         known = self.manifest() or self.header
         return {"bytes": known["bytes"], "fidelity": known["fidelity"]}
+
+
+def _compare(
+    fidelity: Fidelity | TokenFidelity, output: Tensor | Projected, layout: Layout, records: Tensor
+) -> None:
+    """Count how close records come to what was answered."""
+    if isinstance(fidelity, TokenFidelity):
+        assert layout.tokens is not None, "it is of this layout"
+        assert isinstance(output, Projected), "language models give hidden states"
+        fidelity.add(output, records[:, : layout.tokens.width])
+        return
+    assert isinstance(output, Tensor), "all others give tensors"
+    fidelity.add(output.detach().cpu().float(), layout.decode(records)[OUTPUT].float())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from potstill.losses._slopes import SLOPES, Found, bucketed
-from potstill.losses.heads import Head, Projected, TopK
+from potstill.losses._slopes import SLOPES, Found, bucketed, drawn
+from potstill.losses.heads import Draws, Head, Projected, TopK
 
 __all__ = ["Fused", "Plan"]
 
@@ -57,7 +57,7 @@ class Plan:
 class Answers:
     """A teacher's answers for the tokens that count: rows ``index`` of its flattened tensors."""
 
-    teacher: Projected | Tensor | TopK | None
+    teacher: Projected | Tensor | TopK | Draws | None
     index: Tensor
     plan: Plan
     dtype: torch.dtype
@@ -69,6 +69,9 @@ class Answers:
         if self.teacher is None:
             student = log_student.exp_()
             return student.new_zeros(len(student)), torch.zeros_like(student), student
+        if isinstance(self.teacher, Draws):
+            ids, information = self.teacher
+            return drawn(log_student, ids.flatten(end_dim=-2)[rows].long(), information.flatten()[rows])
         if isinstance(self.teacher, TopK):
             ids, known, tail = self.teacher
             ids, known = ids.flatten(end_dim=-2)[rows].long(), known.flatten(end_dim=-2)[rows]
@@ -153,9 +156,10 @@ class Fused(torch.autograd.Function):
         factor = _multiple(asked, (plan.weight, 0.0 if labels is None else plan.target_weight))
         gradients = ctx.gradients
         if factor is None:
-            plan = replace(plan, weight=asked[0], target_weight=asked[1])
+            hidden, weight, bias = ctx.saved_tensors
+            again = replace(answers, plan=replace(plan, weight=asked[0], target_weight=asked[1]))
             gradients, _, _ = _passed(
-                *ctx.saved_tensors, soft_cap, replace(answers, plan=plan), labels, needs=ctx.needs_input_grad
+                hidden, weight, bias, soft_cap, again, labels, needs=ctx.needs_input_grad
             )
         made = (None if each is None else each * (1.0 if factor is None else factor) for each in gradients)
         return (*made, None, None, None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from potstill.losses._softmax import log_mixture
 
-__all__ = ["SLOPES", "bucketed"]
+__all__ = ["SLOPES", "bucketed", "drawn"]
 
 Found = tuple[Tensor, Tensor, Tensor]
 Slope = Callable[[Tensor, Tensor, float], Found]
@@ -108,3 +108,14 @@ def bucketed(
     )
     derivative = rest.mul_(slopes[:, -1:] / mass).scatter_(1, ids, slopes[:, :-1])
     return values, derivative, student
+
+
+def drawn(log_student: Tensor, ids: Tensor, information: Tensor) -> Found:
+    """Forward KL from words drawn from the teacher ``(N, K)``, right in the mean over the draws.
+
+    Its value may be below 0 for one token; its derivative is that of the cross-entropy with the draws.
+    """
+    values = information.to(log_student.dtype) - log_student.gather(1, ids).mean(dim=1)
+    student = log_student.exp_()
+    share = student.new_full((), -1 / ids.shape[1]).expand(ids.shape)
+    return values, student.scatter_add(1, ids, share), student

@@ -1,7 +1,7 @@
 """Output projections of language models, and the forms in which a teacher's answer for tokens may come.
 
 ``Head`` makes logits of hidden states; a teacher's answer is :class:`Projected` (hidden states and head),
-dense logits, or :class:`TopK` (what a cache holds).
+dense logits, or what a cache holds: :class:`TopK` or :class:`Draws`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-__all__ = ["Head", "Projected", "TopK"]
+__all__ = ["Draws", "Head", "Projected", "TopK"]
 
 
 class Head(NamedTuple):
@@ -80,3 +80,16 @@ class TopK(NamedTuple):
     ids: Tensor
     log_probabilities: Tensor
     log_tail: Tensor
+
+
+class Draws(NamedTuple):
+    """Words drawn from a teacher's distribution: the mean over draws is right whatever was drawn.
+
+    Attributes:
+        ids: ``(..., N)``, as often as they were drawn, below the student's vocabulary.
+        information: ``sum p log p`` of the whole distribution, ``(...)``, so that a forward KL is known up to
+            the chance of the draws.
+    """
+
+    ids: Tensor
+    information: Tensor

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from potstill.losses._declare import Positive, Unit
 from potstill.losses._fused import Answers, Fused, Plan
-from potstill.losses.heads import Head, Projected, TopK
+from potstill.losses.heads import Draws, Head, Projected, TopK
 
 __all__ = ["LinearDivergence", "linear_divergence"]
 
 Divergence = Literal["kl", "reverse_kl", "skew_kl", "skew_reverse_kl", "generalized_js", "total_variation"]
-Teacher = Projected | Tensor | TopK
+Teacher = Projected | Tensor | TopK | Draws
 
 
 class LinearDivergence(NamedTuple):
@@ -63,6 +63,7 @@ def linear_divergence(
     It equals the divergence of that name on the logits. Where vocabularies differ by padding, both are cut to
     the shorter, a prefix of the other. Against a :class:`~potstill.losses.heads.TopK` teacher all other words
     are one bucket for both: at most the true forward KL, and the same where nothing else has any mass.
+    Against :class:`~potstill.losses.heads.Draws` forward KL and gradient are right in the mean over draws.
 
     Formula:
         sum over tokens of weight * D(p_t, p_s) - target_weight * log softmax(z_s)[target],
@@ -71,7 +72,7 @@ def linear_divergence(
     Args:
         student_hidden: What goes into the head, ``(..., H)``; position i is compared with position i.
         student_head: The head, or its weight ``(V, H)``; what needs no gradient gets none.
-        teacher: Hidden states and head, logits ``(..., V)``, or the likeliest words; it gets no gradient.
+        teacher: Hidden states and head, logits ``(..., V)``, or known words; it gets no gradient.
             ``None`` for the cross-entropy alone.
         divergence: Which one, by its function's name in ``potstill.losses``.
         temperature: T of the divergence, above 0; the cross-entropy has none.
@@ -92,7 +93,9 @@ def linear_divergence(
 
     Reference:
         Hsu and others, "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024,
-        https://arxiv.org/abs/2410.10989 (gradients in the forward pass); divergences: at their functions.
+        https://arxiv.org/abs/2410.10989 (gradients in the forward pass); Anshumann and others, "Sparse Logit
+        Sampling: Accelerating Knowledge Distillation in LLMs", 2025, https://arxiv.org/abs/2503.16870
+        (drawn words); divergences: at their functions.
 
     Example:
         >>> hidden, head, logits = torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.zeros(1, 2, 8)
@@ -101,6 +104,8 @@ def linear_divergence(
     """
     if divergence not in get_args(Divergence):
         raise ValueError(f"divergence: expected one of {', '.join(get_args(Divergence))}, got {divergence!r}")
+    if isinstance(teacher, Draws) and divergence != "kl":
+        raise ValueError(f"divergence: expected kl for words that were drawn, got {divergence}")
     head = student_head if isinstance(student_head, Head) else Head(student_head)
     leading = student_hidden.shape[:-1]
     _check_shapes(leading, teacher, target, where)
@@ -156,7 +161,7 @@ def _product_type(hidden: Tensor) -> torch.dtype:
 
 def _words(head: Head, teacher: Teacher | None) -> int:
     """Length of the shared vocabulary."""
-    if teacher is None or isinstance(teacher, TopK):
+    if teacher is None or isinstance(teacher, TopK | Draws):
         return head.size
     return min(head.size, teacher.head.size if isinstance(teacher, Projected) else teacher.shape[-1])
 
@@ -177,6 +182,9 @@ def _check_shapes(
                 f"teacher.log_probabilities: expected the shape of ids {tuple(teacher.ids.shape)}, "
                 f"got {tuple(teacher.log_probabilities.shape)}"
             )
+    elif isinstance(teacher, Draws):
+        parts["teacher.ids"] = teacher.ids.shape[:-1]
+        parts["teacher.information"] = teacher.information.shape
     elif teacher is not None:
         parts["teacher"] = teacher.shape[:-1]
     parts |= {} if target is None else {"target": target.shape}

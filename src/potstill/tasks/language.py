@@ -206,8 +206,9 @@ class LanguageModeling:
         where, beside = part.packed.counted, {}
         if teacher is not None:
             same = answers[..., CHOICE] == teacher[..., CHOICE]
-            beside = {
-                "agreement": float(same[..., where].mean()),
+            beside = {"agreement": float(same[..., where].mean())}
+        if self.teacher is not None and teacher is not None:  # one that is not loaded was not asked
+            beside |= {
                 "kl_to_teacher": float(answers[..., KL][..., where].mean()),
                 "acceptance": float(answers[..., OVERLAP][..., where].mean()),
             }
@@ -280,7 +281,7 @@ class LanguageModeling:
     def evidence(self, answers: Mapping[str, Answers], part: TokenSet, temperature: float) -> dict[str, Any]:
         """Divergence from the teacher by position in the document and by frequency of the token."""
         del temperature
-        if "teacher" not in answers:
+        if "teacher" not in answers or self.teacher is None:
             return {}
         where = part.packed.counted
         seen = np.append(
