@@ -65,7 +65,7 @@ LAYERS: list[set[str]] = [
     {"answering", "cells", "correction", "networks", "early_exits", "plan", "views", "filling"},
     {"calibration", "shapes"},
     {"deciding"},
-    {"rounds"},
+    {"rounds", "weighing"},
     {"outcome", "loaded"},
     {"recovery"},
     {"likeness"},

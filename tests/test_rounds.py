@@ -121,8 +121,17 @@ def test_a_run_meets_its_target_and_every_round_is_kept(project: Any, tmp_path: 
     assert measure.macs(loaded.student, images[:1]) == student["macs"]
     first = load_student(out, round_number=1)
     assert measure.macs(first.student, images[:1]) == found["rounds"][0]["cost"]
+    sizes = [row["cost"] / found["target"]["whole"] for row in found["rounds"]]
+    for size, row in ((sizes[0], 0), (found["rounds"][1]["cost"], 1), (0.999 * sizes[0], 1)):
+        picked = load_student(out, at_size=size).student
+        assert measure.macs(picked, images[:1]) == found["rounds"][row]["cost"]
+    with pytest.raises(UserError, match=r"--at-size: no round got to .* macs; there are"):
+        load_student(out, at_size=0.1)
+    with pytest.raises(UserError, match="--at-size: chooses the round; leave --round out"):
+        load_student(out, at_size=0.9, round_number=1)
     page = (out / "report.html").read_text()
-    assert "Rounds" in page
+    for heading in ("Rounds", "Loss against size", "What was lost, and what came back"):
+        assert heading in page
     assert load(out / "recipe.yaml") == from_mapping(parse_yaml(dump(load(out / "recipe.yaml")), "again"))
     assert go(project, out, "seeds=2", resume=True).data == result.data
 

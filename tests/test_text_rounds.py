@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from potstill import measure
+from potstill import deciding, measure
 from potstill.run import load_student, run
 from potstill.train.loop import Training
 from tests.tasks import text
@@ -95,6 +95,33 @@ def test_a_language_model_is_pruned_in_rounds_and_loads_anywhere(recipe: Path) -
         assert rival["gain"] == pytest.approx(
             np.log(rival["perplexity"]) - np.log(models["student"]["perplexity"]), rel=1e-4
         )
+
+
+def test_importance_alone_is_scored_drawn_and_read_again(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = ran(recipe, only="importance")
+    found = json.loads((result.folder / "importance" / "importance.json").read_text())
+    assert set(found["curves"]) == {"layers", "mlp", "heads"}
+    for points in found["curves"].values():
+        shares = [share for share, _ in points]
+        assert shares[0] == 0
+        assert shares == sorted(set(shares))
+        assert points[0][1] == pytest.approx(found["curves"]["layers"][0][1])
+    assert len(found["blocks"]) == 3
+    assert [len(row["scores"]) for row in found["units"]["heads"]] == [4, 4, 4]
+    page = (result.folder / "importance" / "importance.html").read_text()
+    assert "Loss against share removed" in page
+    scores = sorted(result.folder.glob("importance/scores-*"))
+
+    def computed(*_: Any) -> Any:
+        raise AssertionError("scores of the original are there already")
+
+    monkeypatch.setattr(deciding, "unit_scores", computed)
+    with pytest.raises(AssertionError, match="there already"):  # only those of the second round are missing
+        ran(recipe, "correct.steps=1", "train.steps=1", "prune.trial_steps=0")
+    assert (result.folder / "rounds" / "1" / "round.json").is_file()
+    assert sorted(result.folder.glob("importance/scores-*")) == scores
 
 
 def encoder(tmp_path: Path, **prune: Any) -> Path:

@@ -39,6 +39,14 @@ Round = Annotated[
     int | None,
     typer.Option("--round", metavar="N", help="Of a pruned student, the one after round N, not the last."),
 ]
+Size = Annotated[
+    float | None,
+    typer.Option(
+        "--at-size",
+        metavar="SIZE",
+        help="Of a pruned student, the largest of at most this: a share, or in the target's unit.",
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 
 
@@ -87,7 +95,7 @@ def run(
         typer.Option(
             "--only",
             metavar="STEP",
-            help="cache: ask the teacher for all it lacks. responses: let it answer.",
+            help="cache: ask the teacher for all it lacks. responses: let it answer. importance: score.",
         ),
     ] = None,
     shift: Annotated[
@@ -205,14 +213,20 @@ def compare(
 
 
 @app.command()
-def measure(run_folder: RunPath, data: Data = None, number: Round = None, show: Traceback = False) -> None:
+def measure(
+    run_folder: RunPath,
+    data: Data = None,
+    number: Round = None,
+    at_size: Size = None,
+    show: Traceback = False,
+) -> None:
     """Parameters, MACs, bytes and latency of teacher and student, timed in turns."""
     with reporting(show):
         from potstill.environment import processor
         from potstill.loaded import load_student
         from potstill.measure import measure as measure_models
 
-        loaded = load_student(run_folder, data, round_number=number)
+        loaded = load_student(run_folder, data, round_number=number, at_size=at_size)
         networks = {} if loaded.teacher is None else {"teacher": loaded.teacher}
         found = measure_models({**networks, "student": loaded.student}, loaded.inputs)
         print(f"{'':8} {'parameters':>12} {'MACs':>14} {'bytes':>12}   latency in ms, median (10 % to 90 %)")
@@ -233,6 +247,7 @@ def export(
     ] = None,
     data: Data = None,
     number: Round = None,
+    at_size: Size = None,
     show: Traceback = False,
 ) -> None:
     """Write the student as ONNX, checked with onnxruntime; one with early exits also in segments."""
@@ -243,7 +258,7 @@ def export(
         from potstill.loaded import load_student
         from potstill.models.exits import WithExits
 
-        loaded = load_student(run_folder, data, round_number=number)
+        loaded = load_student(run_folder, data, round_number=number, at_size=at_size)
         path = out or run_folder / "student.onnx"
         print(export_onnx(loaded, path).describe())
         if isinstance(loaded.student, WithExits):

@@ -115,7 +115,7 @@ class Decider:
             "calibration": f"{config.calibration} of {len(self.experiment.splits.train)}",
             "data": str(self.experiment.recipe.data),
         }
-        kept = Path(config.scores) if config.scores else self.folder.path / "scores"
+        kept = Path(config.scores) if config.scores else self.folder.importance
 
         def compute() -> Scores:
             return Scores(

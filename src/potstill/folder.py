@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "early_exit.json"
 
     @property
+    def importance(self) -> Path:
+        """Scores of what may be pruned, and the page about them."""
+        return self.path / "importance"
+
+    @property
     def result(self) -> Path:
         """The result for machines; it is written last but for the report."""
         return self.path / "result.json"
@@ -85,10 +90,12 @@ class RunFolder:
 
     @property
     def unclaimed(self) -> bool:
-        """Whether nothing is there yet, but for the picture of a dry run."""
+        """Whether nothing is there yet, but for the picture of a dry run and scores."""
         if self.path.exists() and not self.path.is_dir():
             return False
-        return not self.path.is_dir() or all(path == self.views for path in self.path.iterdir())
+        return not self.path.is_dir() or all(
+            path in (self.views, self.importance) for path in self.path.iterdir()
+        )
 
     def claim(self, recipe: Recipe, environment: dict[str, Any], *, resume: bool) -> None:
         """Make the folder this run's own, on the main rank.

@@ -18,7 +18,7 @@ from potstill.folder import RunFolder
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
-from potstill.shapes import of_round, shaped
+from potstill.shapes import of_round, round_at_size, shaped
 from potstill.tasks import Classification, Task
 
 __all__ = ["IN_MEMORY", "LoadedRun", "load_student"]
@@ -72,19 +72,30 @@ class LoadedRun:
         return images
 
 
-def load_student(run_folder: Path, data: Path | None = None, *, round_number: int | None = None) -> LoadedRun:
+def load_student(
+    run_folder: Path,
+    data: Path | None = None,
+    *,
+    round_number: int | None = None,
+    at_size: float | None = None,
+) -> LoadedRun:
     """Load the student and the teacher of a finished run.
 
     Args:
         run_folder: The run folder.
         data: Where to look for relative paths first; the run's own places come next.
         round_number: Of a pruned student, the one after this round instead of the last.
+        at_size: Or the largest of at most this size: a share of the original, or in the target's unit.
 
     Raises:
         UserError: If the folder is no finished run, its data or teacher are gone, or it has no such round.
     """
     folder = RunFolder(run_folder.resolve())
     folder.read_result()
+    if at_size is not None:
+        if round_number is not None:
+            raise UserError("--at-size", "chooses the round; leave --round out")
+        round_number = round_at_size(folder, at_size)
     recipe = load(folder.recipe)
     if recipe.data.path == IN_MEMORY:
         raise UserError(

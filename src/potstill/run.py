@@ -34,6 +34,7 @@ from potstill.story import tell
 from potstill.summary import table_of, warnings_of
 from potstill.train.observe import Observer, make_observer
 from potstill.views import write_views
+from potstill.weighing import weigh
 
 __all__ = [
     "IN_MEMORY",
@@ -114,20 +115,22 @@ def run(
         resume: Go on with the run in ``out``; an empty folder starts anew, a finished run is returned.
         control: Also train the same student without distillation; without it there is no verdict.
         dry: Load and show everything, train nothing, write only ``views.png``, where there is augmentation.
-        only: ``cache`` asks the teacher for all that its cache lacks, ``responses`` for its answers to the
-            prompts, and does nothing else.
+        only: ``importance`` scores what could be pruned, ``cache`` asks the teacher for all that its cache
+            lacks, ``responses`` for its answers to the prompts; nothing else is done.
         echo: Where lines of text go; only the main rank speaks.
 
     Raises:
         UserError: For anything wrong with the recipe, the data, the models or the folder.
     """
-    if only not in (None, "cache", "responses"):
-        raise UserError("--only", f"expected cache or responses, got {only!r}")
+    if only not in (None, "cache", "responses", "importance"):
+        raise UserError("--only", f"expected cache, responses or importance, got {only!r}")
     distributed.start()
     say: Echo = echo if distributed.is_main() else _silent
     loaded = load(recipe, overrides)
     if only == "cache" and (loaded.teacher is None or loaded.teacher.cache is None):
         raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
+    if only == "importance" and loaded.prune is None:
+        raise UserError("prune", "missing; there is nothing for --only importance to score")
     if only == "responses" and not answers_first(loaded):
         raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
     if only is not None and corrects(loaded):
@@ -151,6 +154,11 @@ def run(
         reached = teacher_metric(experiment)
         fill_cache(experiment, say)
         _of_teacher(experiment, reached, say)
+        return Result(folder.path, {})
+    if only == "importance":
+        rounds = _rounds(experiment, folder, control=control, echo=say)
+        assert rounds is not None, "a recipe that prunes has rounds"
+        say(f"importance: {weigh(rounds.decider)}")
         return Result(folder.path, {})
     if only == "responses":
         answer_prompts(experiment, say)

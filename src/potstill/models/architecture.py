@@ -20,7 +20,15 @@ from torch import nn
 from potstill.errors import UserError
 from potstill.files import read_json, write_json
 
-__all__ = ["Architecture", "says_all"]
+__all__ = ["Architecture", "says_all", "take_hooks"]
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,23 @@ def _configured(original: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     given = type(original.config).from_dict(dict(config))  # type: ignore[union-attr,attr-defined,operator]
     given._attn_implementation = original.config._attn_implementation  # type: ignore[union-attr]
     model: nn.Module = kind(given)
+    take_hooks(model, copy.deepcopy(original))
     return model.train(original.training)
+
+
+def take_hooks(model: nn.Module, source: nn.Module) -> None:
+    """Give a model that was built anew what was hooked into another of its class.
+
+    Args:
+        model: The new one.
+        source: The other, of which no further use is made: hooks may share what they remember.
+    """
+    there = dict(source.named_modules())
+    for path, module in model.named_modules():
+        for name in HOOKS:
+            hooks = getattr(there.get(path), name, None)
+            if hooks:
+                setattr(module, name, hooks)
 
 
 def _changed(before: nn.Module, after: nn.Module) -> dict[str, Any]:

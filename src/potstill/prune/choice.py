@@ -24,6 +24,7 @@ from potstill.prune.surgery import cut
 __all__ = ["Candidate", "Chooser", "choose"]
 
 TRIES = 6
+HEADS = ("heads", "kv_groups")
 NEAR = 0.95
 """A measured time from this share of the target up to the target is near enough."""
 
@@ -102,11 +103,12 @@ class Chooser:
         """
         width = groups[0].units
         least = max(1, math.ceil(self.config.keep * width))
+        multiple = 1 if groups[0].axis in HEADS else self.config.multiple
         allowed = groups[0].left or range(1, width)
         widths = [
             left
             for left in sorted(allowed, reverse=True)
-            if left >= least and left % self.config.multiple == 0
+            if left >= least and left % multiple == 0
         ]
         orders = {group.name: self.scores.units[group.name].argsort().tolist() for group in groups}
         saved = 0.0
@@ -119,6 +121,16 @@ class Chooser:
                 saved = max(self._whole - self.gauge.unit_cost(one), 1e-12) / (before - after)
             lost = sum(float(self.scores.units[group.name][unit]) for group, unit in step)
             yield lost / (saved * (before - after)), step
+
+    @property
+    def most_blocks(self) -> int:
+        """How many blocks may go."""
+        return len(self._blocks)
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps of units there are."""
+        return len(self._order)
 
     def plan(self, depth: int, count: int) -> Plan:
         """The ``depth`` least blocks go, and the ``count`` least steps of what is left."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
+from potstill.models.architecture import take_hooks
 from potstill.prune.families import Family, family_of, layers_path
 from potstill.prune.groups import Plan, Structure
 from potstill.prune.removal import removed
@@ -49,6 +50,7 @@ def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn
     small = _built(model, family, counts, kept)
     if not family.sized and "kv_groups" in counts:
         _narrowed(small, cut, family, kept)
+    take_hooks(small, cut)
     small.load_state_dict(_renumbered(cut.state_dict(), path, kept))
     if "hidden" in counts:
         _rescale(small, 1 + counts["hidden"] / small.config.hidden_size)

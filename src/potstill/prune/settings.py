@@ -107,7 +107,7 @@ class PruneConfig:
     keep: Annotated[float, Range(least=0, most=1)] = 0.125
     """Smallest share of its units that a group keeps."""
     multiple: Annotated[int, Range(least=1)] = 1
-    """Widths are multiples of this."""
+    """Widths are multiples of this; heads are counted one by one."""
     latency_batch: Annotated[int, Range(least=1)] = 1
     """Batch that a latency target is measured with."""
     rivals: tuple[Literal["scratch", "one_shot"], ...] = ()

@@ -15,6 +15,7 @@ from torch import nn
 
 from potstill.batch import Inputs
 from potstill.errors import UserError
+from potstill.models.architecture import take_hooks
 from potstill.prune.families import family_structure, is_known
 from potstill.prune.groups import Axis, Plan, Structure
 from potstill.prune.pretrained import removed_pretrained
@@ -73,7 +74,9 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
     config: Any = getattr(model, "config", None)
     if is_known(model):
         kind: Any = type(model)
-        return _resized(kind(copy.deepcopy(config)), model)
+        fresh = kind(copy.deepcopy(config))
+        take_hooks(fresh, copy.deepcopy(model))
+        return _resized(fresh, model)
     made = copy.deepcopy(model).to("cpu")
     for path, module in made.named_modules():
         reset: Any = getattr(module, "reset_parameters", None)

@@ -2,6 +2,7 @@
 
 from potstill.report.comparison import render_comparison
 from potstill.report.content import ReportContent
+from potstill.report.importance import render_importance
 from potstill.report.page import render
 
-__all__ = ["ReportContent", "render", "render_comparison"]
+__all__ = ["ReportContent", "render", "render_comparison", "render_importance"]

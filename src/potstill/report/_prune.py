@@ -7,10 +7,17 @@ from html import escape
 from typing import Any
 
 from potstill.report._format import bytes_text, compact, milliseconds, percent
+from potstill.report._front import front
 from potstill.report._material import Material, section
 
 __all__ = ["rounds"]
 
+WAYS = {"scratch": "same shape, fresh weights", "one_shot": "same size, cut in one removal"}
+FRONT = (
+    '<p class="note">Calibration loss of every candidate before training (ring) and, of the best, after a '
+    "short one (disc); in colour: the chosen ones. The dashed line is the front: nothing smaller is better. "
+    "Where discs stand in another order than rings, the short training turned the choice around.</p>"
+)
 WORDS = {
     "parameters": "parameters",
     "macs": "multiply-accumulates of one image",
@@ -24,7 +31,9 @@ def rounds(material: Material) -> str:
     found = material.result.get("prune")
     if not isinstance(found, dict):
         return ""
-    body = f'<h3 class="part">Rounds</h3>{_rounds(found)}'
+    body = f'<h3 class="part">Rounds</h3>{_rounds(found, material)}'
+    body += f'<h3 class="part">What was lost, and what came back</h3>{_recovery(found, material)}'
+    body += f'<h3 class="part">Loss against size</h3><figure>{front(found)}</figure>{FRONT}'
     body += f'<h3 class="part">Candidates</h3>{_candidates(found)}'
     return section("rounds", "Rounds of pruning", body, _lead(found))
 
@@ -39,8 +48,8 @@ def _lead(found: Mapping[str, Any]) -> str:
         f"{_amount(target['whole'], quantity)}; reached: <b>{_amount(found['reached'], quantity)}</b> "
         f"({percent(found['reached'] / target['whole'], 1)}). Each round scored the network on calibration "
         "samples, removed the least, and trained what was left with the untouched original as teacher; the "
-        "control lost the same parts and learnt from labels alone. Candidates mix fewer blocks with fewer "
-        "channels; the best by calibration loss were trained shortly and compared again, which changed the "
+        "control lost the same parts and learnt from labels alone. Candidates mix fewer blocks with narrower "
+        "ones; the best by calibration loss were trained shortly and compared again, which changed the "
         f"choice {times}."
     )
 
@@ -60,7 +69,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _rounds(found: Mapping[str, Any]) -> str:
+def _rounds(found: Mapping[str, Any], material: Material) -> str:
     heads: tuple[str, ...] = (
         "Round",
         "Size",
@@ -82,8 +91,8 @@ def _rounds(found: Mapping[str, Any]) -> str:
                 str(_units(chosen)),
                 f"{row['loss_before']:.3f}",
                 f"{chosen['loss']:.3f}",
-                _mean(row["validation"].get("student")),
-                _mean(row["validation"].get("control")),
+                _mean(row["validation"].get("student"), material),
+                _mean(row["validation"].get("control"), material),
             )
         )
     return _table(heads, rows)
@@ -93,8 +102,30 @@ def _units(candidate: Mapping[str, Any]) -> int:
     return sum(len(units) for units in candidate["units"].values())
 
 
-def _mean(values: Sequence[float] | None) -> str:
-    return percent(sum(values) / len(values)) if values else ""
+def _mean(values: Sequence[float] | None, material: Material) -> str:
+    return material.written(sum(values) / len(values)) if values else ""
+
+
+def _recovery(found: Mapping[str, Any], material: Material) -> str:
+    """On the test part: the cut network before training, what the arms regained, and rivals of its size."""
+    heads = ("Network", material.metric, "Regained", "95 % interval", "Student's gain over it")
+    rows = [("cut, before training", material.written(found["start"][material.metric]), "0.0 %", "", "")]
+    for arm in ("control", "student"):
+        if arm in material.arms:
+            share = found.get("regained", {}).get(arm)
+            told = ("", "") if share is None else (percent(share["share"], 1), _span(share["interval"]))
+            gain = material.gained(material.result["gain"]) if arm == "control" else ""
+            rows.append((arm, material.written(material.score(arm)), *told, gain))
+    for name, rival in found.get("rivals", {}).items():
+        written = material.written(rival[material.metric])
+        rows.append((WAYS[name], written, "", "", f"{material.gained(rival['gain'])} ({rival['verdict']})"))
+    if "teacher" in material.arms:
+        rows.append(("teacher", material.written(material.score("teacher")), "100.0 %", "", ""))
+    return _table(heads, rows)
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f"{percent(interval[0], 1)} to {percent(interval[1], 1)}"
 
 
 def _candidates(found: Mapping[str, Any]) -> str:
