@@ -133,7 +133,7 @@ def run(
         raise UserError("prune", "missing; there is nothing for --only importance to score")
     if only == "responses" and not answers_first(loaded):
         raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
-    if only is not None and corrects(loaded):
+    if only in ("cache", "responses") and corrects(loaded):
         raise UserError("--only", f"{only}: the teacher is corrected in a run first; leave --only out")
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
     if only is None and resume and folder.finished and folder.report.is_file():

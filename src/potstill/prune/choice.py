@@ -105,11 +105,7 @@ class Chooser:
         least = max(1, math.ceil(self.config.keep * width))
         multiple = 1 if groups[0].axis in HEADS else self.config.multiple
         allowed = groups[0].left or range(1, width)
-        widths = [
-            left
-            for left in sorted(allowed, reverse=True)
-            if left >= least and left % multiple == 0
-        ]
+        widths = [left for left in sorted(allowed, reverse=True) if left >= least and left % multiple == 0]
         orders = {group.name: self.scores.units[group.name].argsort().tolist() for group in groups}
         saved = 0.0
         for before, after in pairwise([width, *widths]):
