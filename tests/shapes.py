@@ -47,7 +47,16 @@ def write_shapes(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
     return path
 
 
-def tiny(kind: str, **more: Any) -> dict[str, Any]:
-    """A detector of a few thousand parameters, as a recipe's section."""
-    arguments: dict[str, Any] = {"backbone": "file", "strides": [8], "channels": 32, **more}
-    return {"model": f"tests/shapes.py:{kind}", "arguments": arguments}
+def tiny(kind: str = "faster_rcnn", **more: Any) -> dict[str, Any]:
+    """A detector of some ten thousand parameters, as a recipe's section."""
+    arguments: dict[str, Any] = {
+        "backbone": "mobilenet_v2",
+        "strides": [8, 16],
+        "channels": 32,
+        "arguments": {"width_mult": 0.2},
+    }
+    if kind == "faster_rcnn":
+        arguments |= {"hidden": 32, "regions": 50, "sampled": 32}
+    if kind in ("faster_rcnn", "retinanet"):
+        arguments |= {"anchors": [16, 24]}
+    return {"model": f"potstill.models.detectors:{kind}", "arguments": {**arguments, **more}}

@@ -1,0 +1,214 @@
+"""Images with boxes: three formats that say the same, and what is wrong with files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from potstill.data.boxes import BoxConfig, load_boxes
+from potstill.errors import UserError
+from tests.shapes import NAMES, SIDE, write_shapes
+
+
+def changed(path: Path, change: Any) -> None:
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    return write_shapes(tmp_path, {"train": 6, "val": 2, "test": 2})
+
+
+def read(shapes: Path, **more: Any) -> Any:
+    return load_boxes(BoxConfig(path=shapes.name, size=(SIDE, SIDE), **more), [shapes.parent])
+
+
+def test_ids_with_holes_become_classes_in_order(shapes: Path) -> None:
+    splits = read(shapes)
+    assert splits.train.class_names == NAMES
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 2, 2)
+    images, boxes, index = splits.train.__getitems__([0, 3])
+    assert images.shape == (2, 3, SIDE, SIDE)
+    assert index.tolist() == [0, 3]
+    raw = json.loads(shapes.read_text())
+    for row, position in enumerate((0, 3)):
+        mine = [note for note in raw["annotations"] if note["image_id"] == position + 1]
+        there = boxes[row][boxes[row, :, 4] > 0]
+        for box, note in zip(there, mine, strict=True):
+            x, y, width, height = note["bbox"]
+            assert box.tolist() == [x, y, x + width, y + height, 1 + (note["category_id"] == 7), 0]
+            inside = images[row, int(box[4]) - 1, y + height // 2, x + width // 2]
+            assert int(inside) == 230 or len(mine) > 1  # another may lie on it
+
+
+def test_voc_and_yolo_say_the_same_as_coco(shapes: Path, tmp_path: Path) -> None:
+    raw, root = json.loads(shapes.read_text()), shapes.parent
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / "voc" / folder).mkdir(parents=True)
+    (root / "voc" / "JPEGImages").symlink_to(root)
+    parts: dict[str, list[str]] = {}
+    for image in raw["images"]:
+        stem, split = Path(image["file_name"]).stem, image["split"]
+        parts.setdefault(split, []).append(stem)
+        objects, lines = "", []
+        for note in raw["annotations"]:
+            if note["image_id"] != image["id"]:
+                continue
+            x, y, w, h = note["bbox"]
+            label = int(note["category_id"] == 7)
+            box = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+            objects += f"<object><name>{NAMES[label]}</name><bndbox>{box}</bndbox></object>"
+            lines.append(f"{label} {(x + w / 2) / SIDE} {(y + h / 2) / SIDE} {w / SIDE} {h / SIDE}")
+        size = f"<size><width>{SIDE}</width><height>{SIDE}</height></size>"
+        text = f"<annotation><filename>{stem}.png</filename>{size}{objects}</annotation>"
+        (root / "voc" / "Annotations" / f"{stem}.xml").write_text(text)
+        for folder in ("images", "labels"):
+            (root / "yolo" / folder / split).mkdir(parents=True, exist_ok=True)
+        (root / "yolo" / "images" / split / f"{stem}.png").symlink_to(root / image["file_name"])
+        (root / "yolo" / "labels" / split / f"{stem}.txt").write_text("\n".join(lines))
+    for split, stems in parts.items():
+        (root / "voc" / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(sorted(stems)))
+    coco = read(shapes)
+    voc = load_boxes(BoxConfig(kind="voc", path="voc", size=(SIDE, SIDE)), [root])
+    yolo = load_boxes(BoxConfig(kind="yolo", path="yolo", size=(SIDE, SIDE), classes=NAMES), [root])
+    order = {name: place + 1 for place, name in enumerate(voc.train.class_names)}
+    for part in ("train", "validation", "test"):
+        theirs = {
+            image.path.name: sorted(([*box.corners], NAMES[box.label]) for box in image.boxes)
+            for image in getattr(coco, part).annotated
+        }
+        for other in (voc, yolo):
+            names = getattr(other, part).class_names
+            ours = getattr(other, part).annotated
+            assert {image.path.name for image in ours} == set(theirs)
+            for image in ours:
+                for (mine, name), (wanted, known) in zip(
+                    sorted(([*box.corners], names[box.label]) for box in image.boxes),
+                    theirs[image.path.name],
+                    strict=True,
+                ):
+                    assert mine == pytest.approx(wanted)
+                    assert name == known
+    assert order == {"disc": 1, "square": 2}
+
+
+def test_images_of_any_shape_keep_theirs_in_one_size(tmp_path: Path) -> None:
+    path = write_shapes(tmp_path, {"train": 4, "val": 1, "test": 1})
+    pixels = np.zeros((30, 90, 3), dtype=np.uint8)
+    pixels[10:20, 30:60] = 255
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+
+    def change(raw: Any) -> None:
+        raw["images"][0] |= {"width": 90, "height": 30}
+        raw["annotations"] = [note for note in raw["annotations"] if note["image_id"] != 1]
+        raw["annotations"].append(
+            {"id": 99, "image_id": 1, "category_id": 3, "bbox": [30, 10, 30, 10], "iscrowd": 1}
+        )
+
+    changed(path, change)
+    train = read(path).train
+    images, boxes, _ = train.__getitems__([0])
+    scale = SIDE / 90
+    assert train.scale(0) == pytest.approx(scale)
+    torch.testing.assert_close(boxes[0, 0], torch.tensor([30, 10, 60, 20, 1 / scale, 1 / scale]) * scale)
+    left, top, right, bottom = boxes[0, 0, :4].round().int().tolist()
+    assert int(images[0, 0, top + 2 : bottom - 2, left + 2 : right - 2].min()) > 250
+    assert not images[0, :, round(30 * scale) + 1 :].any()
+
+
+def test_missing_parts_are_cut_and_told(tmp_path: Path) -> None:
+    splits = read(write_shapes(tmp_path, {"train": 10}), validation=2)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 2, 2)
+    assert any("cut off" in note for note in splits.notes)
+    names = [
+        {image.path.name for image in part.annotated}
+        for part in (splits.train, splits.validation, splits.test)
+    ]
+    assert len(set.union(*names)) == 10
+
+
+def test_validation_and_test_may_be_measured_together(shapes: Path) -> None:
+    assert len(read(shapes, test_with_validation=True).test) == 4
+
+
+def add(**note: Any) -> Any:
+    whole = {"id": 900, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9], "iscrowd": 0} | note
+    return lambda raw: raw["annotations"].append(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (add(bbox=[-5, 60, 20, 20]), "clipped to their image"),
+        (add(bbox=[SIDE + 3, 0, 9, 9]), "outside their image were left out"),
+        (add(bbox=[3, 3, 0, 9]), "without an area were left out"),
+        (add(bbox=[3, 3, 9, -2]), "without an area were left out"),
+    ],
+)
+def test_boxes_that_do_not_lie_in_their_image_are_told(shapes: Path, change: Any, told: str) -> None:
+    before = sum(len(image.boxes) for image in read(shapes).train.annotated)
+    changed(shapes, change)
+    splits = read(shapes)
+    assert any(told in note for note in splits.notes)
+    kept = sum(len(image.boxes) for image in splits.train.annotated)
+    assert kept == before + ("clipped" in told)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add(bbox=[3, float("nan"), 9, 9]), r"annotation 900: expected four finite numbers"),
+        (add(bbox=[3, 9, 9]), r"annotation 900: expected four finite numbers"),
+        (add(category_id=4), r"annotation 900: has category 4; known are \[3, 7\]"),
+        (add(image_id=77), r"annotation 900: is of image 77"),
+        (add(id=1), r"the id 1 occurs twice"),
+        (lambda raw: raw["images"].append(raw["images"][0]), r"images: the id 1 occurs twice"),
+        (lambda raw: raw.update(images=[], annotations=[]), r"data\.path: .* lists no image"),
+        (lambda raw: raw.update(annotations=[]), r"data\.path: expected boxes to learn from"),
+        (lambda raw: raw.pop("categories"), r"data\.path: .*expected COCO json with"),
+        (
+            lambda raw: raw["images"][2].update(file_name="gone.png"),
+            r"1 of 10 images are missing, the first: .*gone",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_json_is_named(shapes: Path, change: Any, message: str) -> None:
+    changed(shapes, change)
+    with pytest.raises(UserError, match=message):
+        read(shapes)
+
+
+def test_images_without_annotations_are_background(shapes: Path) -> None:
+    changed(shapes, lambda raw: raw.update(annotations=[n for n in raw["annotations"] if n["image_id"] != 2]))
+    _, boxes, _ = read(shapes).train.__getitems__([1])
+    assert not boxes.any()
+
+
+def test_an_image_that_cannot_be_read_is_named(shapes: Path) -> None:
+    (shapes.parent / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"3\.png: cannot be read as an image"):
+        read(shapes).train.__getitems__([2])
+
+
+def test_lines_of_yolo_are_checked(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "y" / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "y" / "images" / "a.png")
+    config = BoxConfig(kind="yolo", path="y", classes=("one",))
+    for line, message in (
+        ("3 0.5 0.5 0.1 0.1", "line 1: expected a class 0 to 0"),
+        ("0 a", "expected numbers"),
+    ):
+        (tmp_path / "y" / "labels" / "a.txt").write_text(line)
+        with pytest.raises(UserError, match=message):
+            load_boxes(config, [tmp_path])
+    with pytest.raises(UserError, match=r"data\.classes: missing"):
+        load_boxes(BoxConfig(kind="yolo", path="y"), [tmp_path])
