@@ -77,6 +77,14 @@ def _check(recipe: DetectionRecipe) -> None:
         raise UserError(
             "scheme", f"{recipe.scheme.kind} compares logits (N, C), and a detector has none; say offline"
         )
+    _, configs = parse_terms(recipe.distill)
+    for name, config in configs.items():
+        if Term(name, config).signal == "logits" and recipe.teacher is not None:
+            raise UserError(
+                f"distill.{name}",
+                "compares logits (N, C), and a detector has regions; see weighted_classes (Faster R-CNN, SSD) "
+                "and weighted_scores (RetinaNet, FCOS)",
+            )
 
 
 def _asks_for_answers(recipe: DetectionRecipe) -> bool:

@@ -21,6 +21,7 @@ from potstill.specs import find
 
 __all__ = ["BoxConfig", "BoxSet", "load_boxes"]
 
+LEAST_SIDE = 16
 KEPT_BYTES = 1 << 29
 """Decoded images that a part keeps in memory."""
 
@@ -35,7 +36,7 @@ class BoxConfig:
     """The COCO json, or the folder of VOC or YOLO."""
     images: str | None = None
     """Of COCO: the folder that file names are relative to; the json's own by default."""
-    size: tuple[Annotated[int, Range(least=16)], Annotated[int, Range(least=16)]] = (320, 320)
+    size: tuple[int, int] = (320, 320)
     """Height and width to which every image is brought, its shape kept, black below or right of it."""
     classes: tuple[str, ...] = ()
     """Of YOLO: the names of its classes, where there is no ``classes.txt``."""
@@ -126,6 +127,8 @@ def load_boxes(config: BoxConfig, search: Sequence[Path]) -> Splits[BoxSet]:
     Raises:
         UserError: At the dotted key of what is missing or does not fit.
     """
+    if min(config.size) < LEAST_SIDE:
+        raise UserError("data.size", f"must be at least {LEAST_SIDE} high and wide, got {list(config.size)}")
     path = find(config.path, search, "data.path")
     if config.kind == "coco":
         images = path.parent if config.images is None else find(config.images, search, "data.images")

@@ -1,0 +1,205 @@
+"""Detectors from a recipe to a result, on shapes and on a few real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from potstill.assembly import load_experiment
+from potstill.config import from_mapping, load
+from potstill.errors import UserError
+from potstill.folder import RunFolder
+from potstill.measure import parameters
+from potstill.run import Result, execute
+from potstill.tasks import Detection
+from tests.shapes import SIDE, tiny, write_shapes
+
+pytest.importorskip("torchvision")
+pytest.importorskip("pycocotools")
+LEVEL = "model.backbone.fpn.layer_blocks."
+DATA = {"path": "shapes.json", "size": [SIDE, SIDE]}
+TRAIN = {
+    "steps": 4,
+    "batch_size": 8,
+    "optimizer": "adamw",
+    "learning_rate": 5e-3,
+    "precision": "float32",
+    "clip": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("shapes")
+    write_shapes(made, {"train": 48, "val": 8, "test": 16})
+    return made
+
+
+def ran(raw: dict[str, Any], folder: Path, out: Path, *, resume: bool = False) -> Result:
+    experiment = load_experiment(from_mapping(raw), [folder])
+    return execute(experiment, RunFolder(out), resume=resume, control=True, echo=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def taught(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A teacher that has learnt the shapes a little."""
+    out = tmp_path_factory.mktemp("teacher")
+    raw = {
+        "task": "detection",
+        "data": DATA,
+        "scheme": "labels",
+        "student": tiny(),
+        "train": {**TRAIN, "steps": 100},
+    }
+    return out, ran(raw, folder, out)
+
+
+def recipe(weights: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "task": "detection",
+        "data": DATA,
+        "augment": {"flip": 0.5, "crop": 4},
+        "teacher": {**tiny(), "weights": str(weights / "student.safetensors")},
+        "student": tiny(arguments={"width_mult": 0.1}),
+        "distill": {
+            "weighted_classes": {"hard": 0},
+            "bounded_regression": {},
+            "region_hint": {"regions": "split", "layers": [LEVEL + "0", LEVEL + "1"]},
+            "sure": {"loss": "region_hint", "regions": "confident", "layers": [LEVEL + "0"]},
+        },
+        "train": TRAIN,
+        **more,
+    }
+
+
+def test_a_tiny_detector_learns_shapes(taught: tuple[Path, Result]) -> None:
+    student = taught[1].data["models"]["student"]
+    assert student["map50"] > 0.15
+    assert set(student["by_class"]) == {"square", "disc"}
+    assert student["bootstrap"][0] <= student["bootstrap"][1]
+
+
+def test_a_detector_is_taught_and_compared(folder: Path, taught: tuple[Path, Result], tmp_path: Path) -> None:
+    found = ran(recipe(taught[0]), folder, tmp_path / "run")
+    assert found.data["metric"] == "map"
+    assert found.data["verdict"] in ("better", "same", "worse")
+    models = found.data["models"]
+    assert set(models) == {"teacher", "control", "student"}
+    assert models["student"]["parameters"] < models["teacher"]["parameters"]
+    assert models["teacher"]["map"] == pytest.approx(taught[1].data["models"]["student"]["map"], abs=1e-4)
+    assert found.report.is_file()
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
+    folder: Path, taught: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = recipe(taught[0], train={**TRAIN, "checkpoint_every": 1})
+    ran(raw, folder, tmp_path / "whole")
+    plain, calls = Detection.training_batch, [0]
+
+    def breaking(task: Detection, *given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise OSError("power cut")
+        return plain(task, *given)
+
+    monkeypatch.setattr(Detection, "training_batch", breaking)
+    with pytest.raises(OSError, match="power cut"):
+        ran(raw, folder, tmp_path / "cut")
+    monkeypatch.undo()
+    ran(raw, folder, tmp_path / "cut", resume=True)
+    whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_detectors_with_a_sigmoid_for_each_class_are_taught(folder: Path, tmp_path: Path) -> None:
+    """RetinaNet by its scores; the teacher is not asked how good it is before it teaches."""
+    torch.manual_seed(0)
+    raw = recipe(tmp_path, student=tiny("retinanet"))
+    raw["teacher"] = tiny("retinanet")
+    raw["distill"] = {"weighted_scores": {}, "bounded_regression": {}}
+    experiment = load_experiment(from_mapping(raw), [folder])
+    scheme = experiment.scheme("student", 0)
+    loader, prepare = experiment.training(0)
+    step = scheme(prepare(*next(iter(loader.epoch(0))), 0))
+    step.loss.backward()
+    assert set(step.parts) == {"labels", "weighted_scores", "bounded_regression"}
+    assert all(bool(part.total.isfinite()) for part in step.parts.values())
+    assert all(parameter.grad is not None for parameter in scheme.parameters() if parameter.requires_grad)
+
+
+def test_a_teacher_that_finds_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    raw = recipe(tmp_path)
+    raw["teacher"] = tiny()
+    with pytest.raises(UserError, match="finds next to nothing"):
+        ran(raw, folder, tmp_path / "run")
+
+
+def test_a_teacher_of_other_classes_is_refused(
+    folder: Path, taught: tuple[Path, Result], tmp_path: Path
+) -> None:
+    import json
+
+    raw = json.loads((folder / "shapes.json").read_text())
+    raw["categories"].reverse()
+    for category in raw["categories"]:
+        category["name"] = {"square": "disc", "disc": "square"}[category["name"]]
+    (tmp_path / "shapes.json").write_text(json.dumps(raw))
+    given = recipe(taught[0], data={**DATA, "images": str(folder), "path": str(tmp_path / "shapes.json")})
+    with pytest.raises(UserError, match=r"teacher\.weights: knows the classes square, disc; .* disc, square"):
+        load_experiment(from_mapping(given), [folder])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"augment": {"mixup": 0.2}}, r"augment\.mixup: mixes labels"),
+        ({"scheme": "mutual", "teacher": None}, r"scheme: mutual compares logits"),
+        (
+            {"data": {**DATA, "test_with_validation": True}, "train": {**TRAIN, "select": "best"}},
+            r"test_with_val",
+        ),
+        ({"data": {**DATA, "size": [8, 8]}}, r"data\.size"),
+        ({"distill": {"weighted_scores": {}}}, r"distill\.weighted_scores: .*answers with boxes and classes"),
+        ({"distill": {"kl": {}}}, r"distill\.kl: compares logits"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_training(
+    folder: Path, taught: tuple[Path, Result], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_experiment(from_mapping({**recipe(taught[0]), **change}), [folder])
+
+
+def test_a_few_real_images_are_learnt() -> None:
+    root = os.environ.get("POTSTILL_DATA")
+    if root is None or not (Path(root) / "bccd").is_dir():
+        pytest.skip("needs the blood cells of POTSTILL_DATA")
+    overrides = [
+        "data.limit=16",
+        "data.size=[96, 128]",
+        "train.steps=6",
+        "train.batch_size=8",
+        "train.precision=float32",
+        "student.arguments={anchors: [16, 24, 48], channels: 16, hidden: 32, arguments: {width_mult: 0.2}}",
+    ]
+    experiment = load_experiment(load("bccd-teacher", overrides), [Path(root)])
+    assert experiment.splits.train.class_names == ("RBC", "WBC", "Platelets")
+    assert parameters(experiment.student(0)) < 300_000
+    scheme = experiment.scheme("student", 0)
+    optimiser = torch.optim.AdamW(scheme.parameters(), lr=5e-3)
+    loader, prepare = experiment.training(0)
+    losses = []
+    for epoch in range(6):
+        for rows in loader.epoch(epoch):
+            step = scheme(prepare(*rows, epoch))
+            optimiser.zero_grad()
+            step.loss.backward()
+            optimiser.step()
+            losses.append(float(step.loss.detach()))
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
