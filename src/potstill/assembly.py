@@ -32,7 +32,7 @@ from potstill.train.precision import choose
 
 __all__ = ["assemble", "load_experiment", "rehearse", "search_path"]
 
-TASKS = {
+TASKS: dict[str, Callable[..., Material]] = {
     "classification": images,
     "text_classification": texts,
     "language_modeling": language,

@@ -82,7 +82,7 @@ def _check(recipe: DetectionRecipe) -> None:
         if Term(name, config).signal == "logits" and recipe.teacher is not None:
             raise UserError(
                 f"distill.{name}",
-                "compares logits (N, C), and a detector has regions; see weighted_classes (Faster R-CNN, SSD) "
+                "compares logits (N, C), and a detector has regions: see weighted_classes (R-CNN, SSD) "
                 "and weighted_scores (RetinaNet, FCOS)",
             )
 

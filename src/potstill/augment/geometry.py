@@ -197,7 +197,7 @@ class ResizedCrop(Geometric):
 
     def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
         """A crop of each image."""
-        return resized_boxes(pixels, *self._box(*pixels.shape[2:], draws), mode)
+        return resized_boxes(pixels, *self._box(pixels.shape[2], pixels.shape[3], draws), mode)
 
 
 def resized_boxes(
@@ -235,4 +235,5 @@ class Rotation(Geometric):
 
     def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
         """Each image at its angle."""
-        return warped(pixels, *self.moves(*pixels.shape[2:], draws), mode)
+        (turn,) = self.moves(pixels.shape[2], pixels.shape[3], draws)
+        return warped(pixels, turn, mode)

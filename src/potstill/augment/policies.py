@@ -172,7 +172,7 @@ class Policy(Transform):
 
     def follow(self, pixels: Tensor, draws: Draws, mode: Mode) -> Tensor:
         """Moved, and read at the nearest pixel as the images are."""
-        for maps in self.moves(*pixels.shape[2:], draws):
+        for maps in self.moves(pixels.shape[2], pixels.shape[3], draws):
             pixels = warped(pixels, maps, "nearest")
         return pixels
 

@@ -122,8 +122,8 @@ class Detector(nn.Module):
         sizes = [(images.shape[2], images.shape[3])] * len(images)
         if hasattr(self.model, "neg_to_pos_ratio"):  # SSD takes all levels at once
             return _packed(self.model.postprocess_detections(raw, anchors, sizes), images)
-        levels = {name: list(each.split(rows, dim=1)) for name, each in raw.items()}
-        by_level = [list(each.split(rows)) for each in anchors]
+        levels = {name: list(torch.split(each, rows, dim=1)) for name, each in raw.items()}
+        by_level = [list(torch.split(each, rows)) for each in anchors]
         return _packed(self.model.postprocess_detections(levels, by_level, sizes), images)
 
     # One stage --------------------------------------------------------------------------------------

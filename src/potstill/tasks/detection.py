@@ -146,7 +146,7 @@ class Detection:
         """Boxes ``(len(data), 100, 6)`` float32, in pixels of the data set's images, on every rank."""
         training = model.training
         model.eval()
-        rows = torch.zeros(len(loader.dataset), ROWS, COLUMNS)  # type: ignore[arg-type]
+        rows = torch.zeros(len(loader.dataset), ROWS, COLUMNS)
         for images, boxes, index in loader.epoch(0):
             inputs = self.plain_batch(images, boxes, index).input(role)
             assert isinstance(inputs, Mapping), "a detector takes tensors by name"
