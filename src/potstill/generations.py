@@ -89,9 +89,9 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             if arm in networks
         }
     found: dict[str, Any] = {}
-    if experiment.teacher is not None:
+    if teacher is not None:
         arms = {arm: network for arm, network in networks.items() if arm != "teacher"}
-        found = likeness(arms, experiment.teacher, part, task.tokenizer, experiment.recipe.seed)
+        found = likeness(arms, teacher, part, task.tokenizer, experiment.recipe.seed)
     return {"generations": rows, "drafts": drafts, "likeness": found}
 
 
