@@ -25,6 +25,7 @@ from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
+from potstill.models.lora import LanguageStudentConfig
 from potstill.prune.settings import PruneConfig
 from potstill.responses import LanguageTeacherConfig
 from potstill.schemes.settings import MutualConfig, OfflineConfig, SchemeConfig
@@ -91,6 +92,8 @@ class LanguageRecipe(Recipe):
     """The texts."""
     teacher: LanguageTeacherConfig | None = None
     """The language model to imitate; it may answer prompts first."""
+    student: LanguageStudentConfig
+    """The language model to train, or updates of it."""
     correct: CorrectionConfig | None = None
     """A short training of the teacher on the texts, before it teaches."""
 

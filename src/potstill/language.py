@@ -30,6 +30,7 @@ from potstill.models.causal import (
 from potstill.models.characters import character_tokenizer
 from potstill.models.layer_choice import with_layers
 from potstill.models.load import ModelConfig, build
+from potstill.models.lora import with_lora
 from potstill.models.pretrained import show_attention
 from potstill.models.projection import answer_projected
 from potstill.models.weights import load_weights
@@ -59,6 +60,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     found = _without_teacher(recipe, texts, named, search)
     if found is not None:
         return found
+    torch.manual_seed(recipe.seed)  # of a teacher that only a correction trains
     teacher, theirs = (
         (None, None)
         if recipe.teacher is None or recipe.teacher.endpoint is not None
@@ -212,16 +214,21 @@ def _maker(
     recipe: LanguageRecipe, teacher: nn.Module | None, tokenizer: Any, search: Sequence[Path]
 ) -> tuple[Callable[[], nn.Module], Any]:
     """What makes students, and the tokenizer that came with one; trained weights are read once and copied."""
+    lora = recipe.student.lora
+
+    def learning(network: nn.Module) -> nn.Module:
+        return network if lora is None else with_lora(network, lora)
+
     if recipe.student.model == "teacher":
         if teacher is None:
             raise UserError("student.model", "got teacher, and the recipe has none")
         init = recipe.student.init
         start = copy.deepcopy(teacher) if init is None else with_layers(teacher, init, "student.init")
-        return lambda: copy.deepcopy(start), None
+        return lambda: learning(copy.deepcopy(start)), None
     first, own = _network(recipe.student, tokenizer, search, "student")
     if recipe.student.model.startswith("transformers:") or recipe.student.weights is not None:
-        return lambda: copy.deepcopy(first), own
-    return lambda: _network(recipe.student, tokenizer, search, "student")[0], own
+        return lambda: learning(copy.deepcopy(first)), own
+    return lambda: learning(_network(recipe.student, tokenizer, search, "student")[0]), own
 
 
 def _vocabulary(network: nn.Module, tokenizer: Any) -> int:

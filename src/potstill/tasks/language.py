@@ -20,6 +20,7 @@ from potstill.data.tokens import IGNORED, TokenSet
 from potstill.errors import UserError
 from potstill.measure import OneInput
 from potstill.models.causal import save_huggingface
+from potstill.models.lora import merged, save_adapters
 from potstill.models.projection import COUNTED
 from potstill.models.weights import save_weights
 from potstill.perplexity import document_scores, document_sums, means_by, perplexity, token_closeness
@@ -273,10 +274,14 @@ class LanguageModeling:
     # What is kept and told --------------------------------------------------------------------------
 
     def keep(self, model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the weights, and beside them the student in Hugging Face layout (``student/``)."""
+        """Write the weights, and beside them the student in Hugging Face layout (``student/``).
+
+        A student of which updates learnt is written whole; the updates alone stand in ``adapter/``.
+        """
         save_weights(model, path, metadata)
         if hasattr(model, "save_pretrained"):
-            save_huggingface(model, self.tokenizer, path.parent / "student")
+            save_huggingface(merged(model), self.tokenizer, path.parent / "student")
+            save_adapters(model, path.parent / "adapter")
 
     def evidence(self, answers: Mapping[str, Answers], part: TokenSet, temperature: float) -> dict[str, Any]:
         """Divergence from the teacher by position in the document and by frequency of the token."""

@@ -1,0 +1,80 @@
+"""On-policy against off-policy at equal time: a character-level student of tinyshakespeare.
+
+    python benchmarks/on_policy.py --out /tmp/on-policy
+
+One teacher is trained first and teaches all. The first student takes ``--steps`` steps; the others as many
+as fit into the same seconds, measured over a short run before. Prints a row a way of learning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from potstill.run import run
+
+RECIPE = "shakespeare-characters"
+TRIED = 24
+OWN = "share: 0.5, rise: 0.3, max_new_tokens: 24, prompt_tokens: 16"
+LESSON = "distill={labels: {weight: 0.3}, %s: {weight: 0.7, temperature: 1}}"
+WAYS = {
+    "off-policy, kl": [LESSON % "kl"],
+    "off-policy, reverse_kl": [LESSON % "reverse_kl"],
+    "on-policy, kl": [LESSON % "kl", f"scheme={{kind: on_policy, {OWN}}}"],
+    "on-policy, reverse_kl": [LESSON % "reverse_kl", f"scheme={{kind: on_policy, {OWN}}}"],
+    "on-policy, reverse_kl, replay": [
+        LESSON % "reverse_kl",
+        f"scheme={{kind: on_policy, {OWN}, replay: 16, reuse: 0.75}}",
+    ],
+}
+
+
+def trained(out: Path, overrides: list[str]) -> tuple[dict[str, Any], float, int]:
+    """The result of a run without control, its seconds of training and its steps."""
+    result = run(RECIPE, out=out, overrides=overrides, control=False, echo=lambda line: None)
+    cells = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((out / "checkpoints").glob("student-*/trained.json"))
+    ]
+    return result.data, sum(cell["seconds"] for cell in cells) / len(cells), cells[0]["steps"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
+    teaching = ["correct.steps=600", "train.steps=1"]
+    taught, _, _ = trained(options.out / "teacher", teaching)
+    weights = options.out / "teacher" / "checkpoints" / "teacher" / "corrected.safetensors"
+    common = ["correct=null", f"teacher.weights={weights.resolve()}", f"seeds={options.seeds}"]
+    print(f"teacher: perplexity {taught['models']['teacher']['perplexity']:.2f}")
+    budget = 0.0
+    for number, (name, way) in enumerate(WAYS.items()):
+        steps = options.steps
+        if budget:
+            _, seconds, tried = trained(
+                options.out / f"tried-{number}",
+                [*common, *way, f"train.steps={TRIED}", "scheme.rise=0"]
+                if "scheme" in way[-1]
+                else [*common, *way, f"train.steps={TRIED}"],
+            )
+            steps = max(1, round(budget / (seconds / tried)))
+        data, seconds, steps = trained(options.out / str(number), [*common, *way, f"train.steps={steps}"])
+        budget = budget or seconds
+        student = data["models"]["student"]
+        alike = student["likeness"]
+        print(
+            f"{name}: {steps} steps, {seconds:.0f} s a seed; perplexity {student['perplexity']:.3f}, "
+            f"KL on the data {student['kl_to_teacher']:.3f}, on own texts {alike['own_kl']:.3f} "
+            f"{[round(each, 3) for each in alike['own_kl_interval']]}, ROUGE-L {alike['rouge_l']:.3f} "
+            f"{[round(each, 3) for each in alike['rouge_l_interval']]}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
