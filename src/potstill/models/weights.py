@@ -41,6 +41,8 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     """
     own = model.state_dict()
     state = _stripped(read_state(path, where), own)
+    if hasattr(model, "own_names"):  # a network that knows the names that others gave its weights
+        state = model.own_names(state)
     problems = _differences(own, state)
     if problems:
         raise UserError(where, f"{path} does not fit the network: {'; '.join(problems)}")
