@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.batch import ask
 from potstill.caching import shelf_of
-from potstill.config import LanguageRecipe, Recipe
+from potstill.config import ImageRecipe, LanguageRecipe, Recipe
 from potstill.detectors import detectors
 from potstill.errors import UserError
 from potstill.experiment import Experiment
@@ -29,6 +29,7 @@ from potstill.teachers import Ensemble
 from potstill.texts import texts
 from potstill.train.course import Course
 from potstill.train.precision import choose
+from potstill.translation import pictures, with_references
 
 __all__ = ["assemble", "load_experiment", "rehearse", "search_path"]
 
@@ -37,6 +38,7 @@ TASKS: dict[str, Callable[..., Material]] = {
     "text_classification": texts,
     "language_modeling": language,
     "detection": detectors,
+    "image_to_image": pictures,
 }
 """What loads the data and networks of each task."""
 
@@ -62,7 +64,8 @@ def load_experiment(recipe: Recipe, search: Sequence[Path]) -> Experiment:
     """
     if not isinstance(recipe, LanguageRecipe):  # whose teacher may be corrected first
         _check_weights(recipe)
-    return assemble(recipe, TASKS[recipe.task](recipe, search), search)
+    experiment = assemble(recipe, TASKS[recipe.task](recipe, search), search)
+    return with_references(experiment) if isinstance(recipe, ImageRecipe) else experiment
 
 
 def _check_weights(recipe: Recipe) -> None:
@@ -171,7 +174,8 @@ def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
         lead, *others = teacher.networks if isinstance(teacher, Ensemble) else [teacher]
         networks = {"teacher": lead} | {f"co_teachers.{place}": one for place, one in enumerate(others)}
     networks["student"] = copy.deepcopy(student)
-    networks |= {f"scheme.networks.{place}": make() for place, make in enumerate(experiment.others)}
+    places = experiment.recipe.scheme.networks_by_name().values()  # a discriminator answers otherwise
+    networks |= {f"scheme.networks.{each}": experiment.others[each]() for each in places if each is not None}
     for role, model in networks.items():
         inputs = batch.input(role)
         try:

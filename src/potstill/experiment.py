@@ -22,6 +22,7 @@ from potstill.measure import OneInput
 from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.schemes.settings import (
+    AdversarialConfig,
     AnyScheme,
     DeepSupervisionConfig,
     Ingredients,
@@ -102,7 +103,8 @@ class Experiment:
     def scheme(self, arm: Arm, seed: int) -> AnyScheme:
         """The scheme of one arm and seed; the control is the student with no teacher."""
         objective = Objective(self.recipe.distill, self.task.supervised)
-        if arm == "control":
+        game = isinstance(self.recipe.scheme, AdversarialConfig)
+        if arm == "control" and not game:
             return Offline(self.student(seed), None, objective.without_terms())
         ingredients = Ingredients(
             fresh=lambda place, number: self._network(self._maker(place), seed + OTHER_SEEDS * number),
@@ -113,7 +115,8 @@ class Experiment:
             classes=self.task.num_classes,
             seed=seed,
         )
-        return self.recipe.scheme.build(ingredients)
+        scheme = self.recipe.scheme.build(ingredients)
+        return scheme.control(self.student(seed)) if arm == "control" else scheme
 
     def teaching(self, seed: int) -> nn.Module | None:
         """Who teaches the students of a seed: the teacher, or what remembers its answers."""

@@ -17,7 +17,7 @@ from potstill.experiment import Arm, Experiment
 from potstill.folder import RunFolder
 from potstill.networks import DEEPEST, ByExit, evaluate_networks, predict_cell
 from potstill.schemes.settings import DeepSupervisionConfig, LabelsConfig
-from potstill.tasks import Answers, Task
+from potstill.tasks import Answers, ImageToImage, Task
 from potstill.verdict import Verdict, compare
 
 __all__ = [
@@ -191,6 +191,7 @@ def _result(
         "gain": None if verdict is None else verdict.gain,
         "interval": None if verdict is None else list(verdict.interval),
         "verdict": None if verdict is None else verdict.verdict,
+        **_other_gains(task, arms),
         "reason": _without_control(experiment) if verdict is None else verdict.reason,
         "selected": experiment.recipe.train.select,
         "seconds": sum(cell.seconds for outcome in arms.values() for cell in outcome.cells),
@@ -221,6 +222,13 @@ def _arm_result(outcome: ArmOutcome, teacher: Answers | None, task: Task, test: 
         "seconds": float(np.sum([cell.seconds for cell in outcome.cells])),
         "samples_per_second": float(np.mean([cell.samples_per_second for cell in outcome.cells])),
     }
+
+
+def _other_gains(task: Task, arms: Mapping[Arm, ArmOutcome]) -> dict[str, Any]:
+    """Of generators: gain, interval and verdict of what else images are measured by."""
+    if not isinstance(task, ImageToImage) or "control" not in arms:
+        return {}
+    return {"gains": task.gains(arms["student"].selected, arms["control"].selected)}
 
 
 def _without_control(experiment: Experiment) -> str:

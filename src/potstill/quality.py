@@ -28,7 +28,7 @@ __all__ = [
 
 SHARES = ("accuracy", "map")
 """Metrics that are fractions, shown in percent; their gain is in points."""
-GAINS = {"perplexity": "nats a token"}
+GAINS = {"perplexity": "nats a token", "psnr": "dB"}
 """What the gain of a metric that is no fraction is measured in."""
 
 Floats = NDArray[np.float64]

@@ -204,6 +204,7 @@ def _lesson(recipe: Recipe) -> str:
         "mean_teacher": "from the average of its own weights",
         "smoothed_labels": "from smoothed labels",
         "labels": "from nothing else",
+        "adversarial": "from the teacher and a discriminator",
     }[recipe.scheme.kind]
 
 

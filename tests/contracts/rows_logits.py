@@ -13,4 +13,5 @@ ROWS: dict[str, Row] = {
     "hard_cross_entropy": Row(logits, teacher_gradient=False),
     "probability_mse": Row(logits),
     "logit_mse": Row(logits),
+    "image_l1": Row(logits),
 }

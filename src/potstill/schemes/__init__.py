@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from potstill.schemes.adversarial import Adversarial
 from potstill.schemes.born_again import BornAgain
 from potstill.schemes.deep_supervision import DeepSupervision
 from potstill.schemes.mutual import Mutual
@@ -11,6 +12,7 @@ from potstill.schemes.self_taught import MeanTeacher, SmoothedLabels
 from potstill.schemes.stages import Stage
 
 __all__ = [
+    "Adversarial",
     "BornAgain",
     "DeepSupervision",
     "MeanTeacher",

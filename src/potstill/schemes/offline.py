@@ -189,19 +189,30 @@ class Offline(nn.Module):
             The parts of the loss at the present :attr:`progress`, and the student's answer.
         """
         self._check_phase(phase)
-        if phase == PARAPHRASER:
-            return self._paraphrased(batch)
-        return self.learnt(batch, self.objective)
+        return self._paraphrased(batch) if phase == PARAPHRASER else self.lesson(batch)[0]
 
     def learnt(self, batch: Batch, objective: Objective) -> Step:
         """One pass of student and teacher with ``objective``: this scheme's own, or some of its parts."""
+        return self.lesson(batch, objective)[0]
+
+    def lesson(
+        self, batch: Batch, objective: Objective | None = None, *, ask: bool = False
+    ) -> tuple[Step, Signals | None]:
+        """One pass of both, and what the teacher answered.
+
+        Args:
+            batch: What both see.
+            objective: What is minimised; the scheme's own by default.
+            ask: Ask the teacher also where no term does.
+        """
+        objective = self.objective if objective is None else objective
         student: Signals = self.parts["student"](batch.input("student"))
         active = objective.active(self.progress)
-        asked = self.teacher is not None and any(name != "labels" for name in active)
+        asked = ask or any(name != "labels" for name in active)
         teacher = self.teacher(batch, student) if self.teacher is not None and asked else None
         part: StudentPart = self.__dict__["_part"]
         parts = objective.shares(student, teacher, batch, self.progress, dict(part.matchers.items()))
-        return Step(self._reaching_all(parts, student), student)
+        return Step(self._reaching_all(parts, student), student), teacher
 
     def _paraphrased(self, batch: Batch) -> Step:
         """How well the paraphrasers reconstruct the teacher's layers."""

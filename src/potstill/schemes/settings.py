@@ -9,8 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.models import ModelConfig
+from potstill.schemes.adversarial import Adversarial
 from potstill.schemes.born_again import BornAgain
 from potstill.schemes.deep_supervision import DeepSupervision
+from potstill.schemes.game_settings import AdversarialConfig
 from potstill.schemes.ingredients import LESSON, Ingredients, Networks, TeacherUse, refuse_auto
 from potstill.schemes.mutual import Mutual
 from potstill.schemes.offline import Offline
@@ -20,6 +22,7 @@ from potstill.schemes.self_taught import MeanTeacher
 from potstill.schemes.written_settings import OnPolicyConfig
 
 __all__ = [
+    "AdversarialConfig",
     "AnyScheme",
     "BornAgainConfig",
     "DeepSupervisionConfig",
@@ -35,7 +38,7 @@ __all__ = [
     "others_of",
 ]
 
-AnyScheme = Offline | BornAgain | Mutual | DeepSupervision | MeanTeacher | OnPolicy
+AnyScheme = Offline | BornAgain | Mutual | DeepSupervision | MeanTeacher | OnPolicy | Adversarial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +190,12 @@ SchemeConfig = (
     | MeanTeacherConfig
     | SmoothedLabelsConfig
     | OnPolicyConfig
+    | AdversarialConfig
 )
 
 
 def others_of(config: SchemeConfig) -> Sequence[ModelConfig]:
     """Architectures beside the student's."""
+    if isinstance(config, AdversarialConfig):
+        return (config.discriminator,)
     return config.networks if isinstance(config, BornAgainConfig | MutualConfig) else ()

@@ -3,7 +3,16 @@
 from potstill.tasks.classification import Classification
 from potstill.tasks.contract import Answers, Task
 from potstill.tasks.detection import Detection
+from potstill.tasks.image_to_image import ImageToImage
 from potstill.tasks.language import LanguageModeling
 from potstill.tasks.text_classification import TextClassification
 
-__all__ = ["Answers", "Classification", "Detection", "LanguageModeling", "Task", "TextClassification"]
+__all__ = [
+    "Answers",
+    "Classification",
+    "Detection",
+    "ImageToImage",
+    "LanguageModeling",
+    "Task",
+    "TextClassification",
+]

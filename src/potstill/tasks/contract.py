@@ -64,8 +64,9 @@ class Task(Protocol):
     def plain_batch(self, samples: Any, target: Any, index: Tensor, /) -> Batch:
         """A batch for evaluation."""
 
-    def supervised(self, signals: Signals, batch: Batch) -> Tensor:
-        """The supervised loss of each prediction, ``(N,)`` or ``(N, L)``."""
+    @property
+    def supervised(self) -> Callable[[Signals, Batch], Tensor] | None:
+        """Gives the supervised loss of each prediction, ``(N,)`` or ``(N, L)``; ``None`` without labels."""
 
     # Answers ----------------------------------------------------------------------------------------
 

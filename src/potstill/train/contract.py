@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Step
 from potstill.schemes.stages import Stage
 
-__all__ = ["Scheme", "State", "Trained"]
+__all__ = ["Scheme", "State", "Trained", "Watchful"]
 
 State = dict[str, Tensor]
 
@@ -47,6 +48,14 @@ class Scheme(Protocol):
 
     def __call__(self, batch: Batch, phase: str) -> Step:
         """One forward pass."""
+
+
+@runtime_checkable
+class Watchful(Protocol):
+    """A scheme that has something to say of how a training goes."""
+
+    def notices(self, means: Mapping[str, float]) -> Iterable[str]:
+        """Sentences for the user after a step's phase, from the mean of each part, unweighted."""
 
 
 @dataclass(frozen=True, kw_only=True)

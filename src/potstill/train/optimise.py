@@ -19,7 +19,10 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     if config.optimizer == "adamw":
-        return AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        betas = config.betas
+        return AdamW(
+            parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=fused
+        )
     return SGD(
         parameters,
         lr=config.learning_rate,

@@ -43,6 +43,8 @@ class TrainConfig:
     """Momentum of SGD."""
     nesterov: bool = True
     """Nesterov's momentum."""
+    betas: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.9, 0.999)
+    """Decays of AdamW's averages of gradients and of their squares; (0.5, 0.999) is usual for GANs."""
     weight_decay: Annotated[float, Range(least=0)] = 5e-4
     """Weight decay."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"

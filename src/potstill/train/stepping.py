@@ -12,7 +12,7 @@ from potstill import distributed
 from potstill.batch import Batch
 from potstill.errors import UserError
 from potstill.train.balance import Balance, Gradients
-from potstill.train.contract import Scheme
+from potstill.train.contract import Scheme, Watchful
 from potstill.train.course import Course
 from potstill.train.figures import Figures, Tally
 from potstill.train.learners import Learners
@@ -119,6 +119,10 @@ class Stepper:
                 f"{self.last_good()}; a lower train.learning_rate or train.clip usually helps",
             )
         self.figures.add(joint, tally.weights, counts)
+        if isinstance(self.scheme, Watchful):
+            means = {name: joint[name] / max(counts[name], 1.0) for name in tally.weights}
+            for line in self.scheme.notices(means):
+                self.observer.say(f"step {step + 1}: {line}")
         if gradients is not None:
             norms = gradients.norms()
             self.figures.add_norms(norms, tally.weights)

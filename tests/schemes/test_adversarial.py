@@ -1,0 +1,165 @@
+"""Two phases: who gets which gradient, what is real, what the control is, what is noticed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from potstill.batch import Batch, Signals
+from potstill.errors import UserError
+from potstill.losses import image_l1
+from potstill.models.discriminators import PatchDiscriminator
+from potstill.models.generators import StyleGenerator
+from potstill.objective import Objective
+from potstill.schemes import Adversarial, Offline
+from potstill.schemes.adversarial import PATIENCE
+
+
+def to_truth(signals: Signals, batch: Batch) -> Tensor:
+    assert batch.target is not None
+    return image_l1(signals.output, batch.target)
+
+
+def batch_of(rows: int = 2, *, truth: bool = False) -> Batch:
+    images = torch.rand(rows, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    return Batch({"student": images}, images.flip(1) if truth else None, None, torch.arange(rows))
+
+
+def generator(width: int) -> StyleGenerator:
+    return StyleGenerator(width=width, blocks=2, kernel=3)
+
+
+HINTS: dict[str, Any] = {"image_l1": {"weight": 10}, "feature_mse": {"weight": 1, "layers": "auto"}}
+
+
+def scheme_of(*, truth: bool = False, taught: bool = True, **options: Any) -> Adversarial:
+    torch.manual_seed(0)
+    student, teacher = generator(2), generator(4)
+    channels = 6 if options.get("conditional") else 3
+    judge = PatchDiscriminator(channels, width=4, layers=1)
+    objective = Objective(HINTS if taught else {}, to_truth if truth else None)
+    return Adversarial(
+        student, teacher if taught else None, objective, judge, example=batch_of(truth=truth), **options
+    )
+
+
+def gradients(module: nn.Module) -> list[float]:
+    return [0.0 if each.grad is None else float(each.grad.norm()) for each in module.parameters()]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"truth": True}, {"conditional": True}, {"r1": 0.5}, {"game": "vanilla"}]
+)
+def test_no_gradient_of_a_phase_reaches_the_other_network(options: dict[str, Any]) -> None:
+    scheme = scheme_of(**options)
+    batch = batch_of(truth=options.get("truth", False))
+    scheme(batch, "generator").loss.backward()
+    assert all(each.grad is None for each in scheme.judge.parameters())
+    assert min(gradients(scheme.student)) >= 0
+    assert sum(gradients(scheme.student)) > 0
+    assert all(each.requires_grad for each in scheme.judge.parameters())
+    scheme.zero_grad(set_to_none=True)
+    scheme(batch, "discriminator").loss.backward()
+    assert all(each.grad is None for each in scheme.parts["student"].parameters())
+    assert sum(gradients(scheme.judge)) > 0
+
+
+def test_the_adversary_itself_reaches_the_generator() -> None:
+    scheme = scheme_of()
+    scheme(batch_of(), "generator").parts["adversarial"].total.backward()
+    assert sum(gradients(scheme.student)) > 0
+
+
+def test_discriminator_sees_the_images_of_the_generators_phase() -> None:
+    scheme, batch = scheme_of(), batch_of()
+    fake = scheme(batch, "generator").output.output.detach()
+    with torch.no_grad():
+        for parameter in scheme.student.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(scheme(batch, "discriminator").output.output, fake, rtol=0, atol=0)
+    scheme.stepped(1)
+    assert not torch.equal(scheme(batch, "discriminator").output.output, fake)
+
+
+def test_real_images_are_the_truth_else_the_teachers() -> None:
+    seen: list[Tensor] = []
+    for truth in (False, True):
+        scheme, batch = scheme_of(truth=truth), batch_of(truth=truth)
+        scheme.judge.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+        scheme(batch, "discriminator")
+        assert scheme.teacher is not None
+        wanted = batch.target if truth else scheme.teacher(batch).output
+        assert wanted is not None
+        torch.testing.assert_close(seen[-1][: len(batch)], wanted)
+
+
+def test_equal_generators_have_features_at_zero() -> None:
+    torch.manual_seed(0)
+    teacher = generator(4)
+    scheme = Adversarial(
+        copy.deepcopy(teacher),
+        teacher,
+        Objective(HINTS),
+        PatchDiscriminator(width=4, layers=1),
+        example=batch_of(),
+    )
+    parts = scheme(batch_of(), "generator").parts
+    assert float(parts["feature_mse"].mean.detach()) == 0.0
+    assert float(parts["image_l1"].mean.detach()) == 0.0
+
+
+def test_features_are_compared_at_equal_resolutions_after_a_convolution() -> None:
+    plan = scheme_of().objective.plan
+    assert plan
+    for pair in plan:
+        assert pair.student_shape[2:] == pair.teacher_shape[2:]
+        assert "1x1" in (pair.adapter or "")
+
+
+def test_control_by_what_is_there() -> None:
+    alone = scheme_of().control(generator(2))
+    assert isinstance(alone, Offline)
+    assert list(alone(batch_of()).parts) == ["image_l1"]
+    paired = scheme_of(truth=True, weight=0.5).control(generator(2))
+    assert isinstance(paired, Adversarial)
+    step = paired(batch_of(truth=True), "generator")
+    assert {name: part.weight for name, part in step.parts.items()} == {"labels": 1.0, "adversarial": 0.5}
+    assert paired.teacher is None
+    ours, theirs = scheme_of(truth=True).judge.state_dict(), paired.judge.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_goes_wrong_is_noticed_once_it_lasts() -> None:
+    scheme = scheme_of()
+    for _ in range(PATIENCE - 1):
+        assert not list(scheme.notices({"discriminator": 0.001, "variety": 1.0}))
+    assert "wins" in "".join(scheme.notices({"discriminator": 0.001, "variety": 1.0}))
+    assert not list(scheme.notices({"discriminator": 0.001, "variety": 1.0}))
+    for _ in range(PATIENCE - 1):
+        assert not list(scheme.notices({"discriminator": 0.5, "variety": 0.01}))
+    assert "collapse" in "".join(scheme.notices({"discriminator": 0.5, "variety": 0.01}))
+
+
+def test_a_student_of_one_image_has_no_variety() -> None:
+    scheme = scheme_of()
+    with torch.no_grad():
+        for parameter in scheme.student.parameters():
+            parameter.zero_()
+    assert float(scheme(batch_of(), "discriminator").parts["variety"].mean) == pytest.approx(0.0, abs=1e-6)
+    ours = scheme_of()
+    ours.student.load_state_dict(generator(2).state_dict())
+    assert float(ours(batch_of(), "discriminator").parts["variety"].mean) > 0.1
+
+
+def test_what_cannot_be_judged_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scheme\.discriminator: cannot judge"):
+        Adversarial(generator(2), generator(2), Objective(HINTS), PatchDiscriminator(1), example=batch_of())
+    judge, objective = PatchDiscriminator(width=2, layers=1), Objective({}, to_truth)
+    with pytest.raises(UserError, match="real images"):
+        Adversarial(generator(2), None, objective, judge, example=batch_of())
+    with pytest.raises(ValueError, match="phases generator and discriminator"):
+        scheme_of()(batch_of(), "train")

@@ -1,0 +1,252 @@
+"""Generators from a recipe: three kinds of data, a killed run, bad input."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from potstill import cells
+from potstill.assembly import load_experiment
+from potstill.config import from_mapping, parse_yaml
+from potstill.errors import UserError
+from potstill.models.discriminators import PatchDiscriminator
+from potstill.models.generators import StyleGenerator
+from potstill.run import run
+from potstill.train.observe import Many
+
+SIDE = 24
+RECIPE = """task: image_to_image
+data: {path: inputs, crop: 16}
+augment: {flip: 0.5}
+teacher: {model: "nets.py:large", weights: teacher.safetensors}
+student: {model: "nets.py:small"}
+features: {model: "nets.py:eyes", weights: eyes.safetensors, layers: ["0", "2"]}
+scheme:
+  kind: adversarial
+  weight: 0.1
+  discriminator: {model: "nets.py:PatchDiscriminator", arguments: {width: 4, layers: 1}}
+distill:
+  image_l1: {weight: 10}
+  feature_mse: {weight: 0.1}
+train: {steps: 4, batch_size: 4, optimizer: adamw, learning_rate: 0.003, precision: float32}
+"""
+NETS = """
+from functools import partial
+
+from torch import nn
+
+from potstill.models.discriminators import PatchDiscriminator
+from potstill.models.generators import StyleGenerator
+
+large = partial(StyleGenerator, width=4, blocks=2, kernel=3)
+small = partial(StyleGenerator, width=2, blocks=2, kernel=3)
+
+
+def eyes():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2))
+
+
+def narrow():
+    return nn.Conv2d(3, 3, 3)
+"""
+
+
+def pictures(folder: Path, counts: dict[str, int], **kept: Any) -> None:
+    """Smooth random images of unequal sides."""
+    rng = np.random.default_rng(0)
+    for part, count in counts.items():
+        (folder / part).mkdir(parents=True)
+        for number in range(count):
+            coarse = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((SIDE + 6 * (number % 2), SIDE), Image.Resampling.BILINEAR)
+            image.convert(kept.get("mode", "RGB")).save(folder / part / f"{number:02}.png")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder of data and networks, as recipes name them."""
+    pictures(tmp_path / "inputs", {"train": 8, "val": 4, "test": 6})
+    (tmp_path / "nets.py").write_text(NETS)
+    torch.manual_seed(1)
+    save_file(StyleGenerator(width=4, blocks=2, kernel=3).state_dict(), tmp_path / "teacher.safetensors")
+    scope: dict[str, Any] = {}
+    exec(NETS, scope)
+    save_file(scope["eyes"]().state_dict(), tmp_path / "eyes.safetensors")
+    return tmp_path
+
+
+def go(place: Path, *overrides: str, out: str = "run", **options: Any) -> dict[str, Any]:
+    (place / "recipe.yaml").write_text(RECIPE)
+    quiet: Callable[[str], None] = lambda line: None  # noqa: E731
+    done = run(place / "recipe.yaml", data=place, out=place / out, overrides=overrides, echo=quiet, **options)
+    return done.data
+
+
+def rows_of(place: Path, arm: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["arm"] == arm and "parts" in row]
+
+
+def test_inputs_alone_learn_from_the_teachers_images(place: Path) -> None:
+    result = go(place)
+    assert result["metric"] == "psnr"
+    assert result["models"]["teacher"]["psnr"] == 100.0
+    assert 0 < result["models"]["student"]["psnr"] < 60
+    assert result["models"]["student"]["features"] == "eyes"
+    assert set(result["gains"]) == {"ssim", "perceptual", "kid"}
+    assert set(rows_of(place, "control")[0]["parts"]) == {"image_l1"}
+    parts = {"image_l1", "feature_mse", "adversarial", "discriminator", "variety"}
+    assert set(rows_of(place, "student")[0]["parts"]) == parts
+    assert (place / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("degrade", ["grey", "low_resolution", "edges"])
+def test_a_degradation_makes_pairs(place: Path, degrade: str) -> None:
+    go(
+        place,
+        f"data.degrade={degrade}",
+        "distill.labels.weight=20",
+        "scheme.conditional=true",
+        "train.steps=2",
+    )
+    assert set(rows_of(place, "control")[0]["parts"]) == {"labels", "adversarial", "discriminator", "variety"}
+    assert {"labels", "image_l1", "feature_mse"} < set(rows_of(place, "student")[0]["parts"])
+
+
+def test_paired_folders_and_no_teacher(place: Path) -> None:
+    pictures(place / "targets", {"train": 8, "val": 4, "test": 6}, mode="L")
+    overrides = ("data.targets=targets", "teacher=null", "distill={labels: {weight: 20}}", "scheme.r1=1")
+    result = go(place, *overrides, "train.ema=0.5", control=False)
+    assert set(result["models"]) == {"student"}
+    assert "r1" in rows_of(place, "student")[0]["parts"]
+
+
+class StoppedError(Exception):
+    """In place of a lost process."""
+
+
+class Killing(Many):
+    """Ends the training after a step."""
+
+    def advance(self, step: int) -> None:
+        if step == 3:
+            raise StoppedError
+
+
+def killed(train: Callable[..., Any], *parts: Any, observer: Any, folder: Path, **given: Any) -> Any:
+    observer = Many(observer, Killing()) if folder.name.startswith("student") else observer
+    return train(*parts, observer=observer, folder=folder, **given)
+
+
+def test_both_phases_resume_exactly(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("train.checkpoint_every=2", "train.ema=0.5", "train.steps=5", "scheme.r1=1")
+    options += ("scheme.discriminator.arguments={width: 4, layers: 1, spectral_norm: true}",)
+    go(place, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "train", functools.partial(killed, cells.train))
+        with pytest.raises(StoppedError):
+            go(place, *options, out="cut", resume=True)
+    go(place, *options, out="cut", resume=True)
+    for name in ("last", "best"):
+        path = Path("checkpoints", "student-0", f"{name}.safetensors")
+        ours, theirs = load_file(place / "run" / path), load_file(place / "cut" / path)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    lines = [(place / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "cut")]
+    kept = [
+        [json.loads(line)["parts"] for line in some if '"parts"' in line and '"student"' in line]
+        for some in lines
+    ]
+    assert kept[0] == kept[1]
+
+
+def refused(place: Path, match: str, *overrides: str) -> None:
+    raw = parse_yaml(RECIPE, "recipe")
+    (place / "recipe.yaml").write_text(RECIPE)
+    with pytest.raises(UserError, match=match):
+        run(place / "recipe.yaml", data=place, out=place / "bad", overrides=overrides, dry=True)
+    assert raw
+    assert not (place / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("match", "overrides"),
+    [
+        (r"data\.size: the style generator needs sides that are multiples of 4, got 22x22", ["data.size=22"]),
+        (r"data\.crop: must be at most 24", ["data.crop=32"]),
+        (r"train\.batch_size: must be at most the 8", ["train.batch_size=9"]),
+        (r"scheme\.discriminator: cannot judge", ["scheme.discriminator.arguments={inputs: 1}"]),
+        (
+            r"student\.model: expected images \(2, 3, 24, 24\), got \(2, 3, 22, 22\)",
+            ["student.model=nets.py:narrow"],
+        ),
+        (r"student\.mean: has no meaning", ["student.mean=[0.5]"]),
+        (r"augment: mixing has no meaning", ["augment={mixup: {}}"]),
+        (r"scheme: expected adversarial, offline or labels", ["scheme={kind: mutual}", "teacher=null"]),
+        (r"teacher: missing; without data.targets", ["teacher=null"]),
+        (r"data\.degrade: has no meaning beside", ["data.degrade=grey", "data.targets=inputs"]),
+        (r"features\.weights: missing", ["features.weights=null"]),
+        (r"data\.path: .* found no images to train on", ["data.path=."]),
+    ],
+)
+def test_bad_recipes_are_refused(place: Path, match: str, overrides: list[str]) -> None:
+    refused(place, match, *overrides)
+
+
+def test_unpaired_names_are_named_ten_of_them(place: Path) -> None:
+    pictures(place / "many", {"train": 14, "val": 4, "test": 6})
+    pictures(place / "few", {"train": 2, "val": 4, "test": 6})
+    wanted = r"data\.targets: train: no true image for 02, 03, 04, 05, 06, 07, 08, 09, 10, 11 and 2 more"
+    refused(place, wanted, "data.path=many", "data.targets=few")
+
+
+def test_alpha_grey_and_sixteen_bits_are_read_and_noted(place: Path) -> None:
+    train = place / "inputs" / "train"
+    Image.open(train / "00.png").convert("RGBA").save(train / "00.png")
+    Image.open(train / "01.png").convert("L").save(train / "01.png")
+    deep = np.asarray(Image.open(train / "02.png").convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(train / "02.png")
+    experiment = load_experiment(from_mapping(parse_yaml(RECIPE, "recipe")), [place])
+    notes = " ".join(experiment.notes)
+    for wanted in ("1 of 18 images have an alpha", "1 of 18 images have 16 bits", "2 of 18 images are grey"):
+        assert wanted in notes
+    images, _, _ = experiment.splits.train.__getitems__([1, 2])
+    assert images.shape == (2, 3, SIDE, SIDE)
+    assert torch.equal(images[:, 0], images[:, 2])
+    again = np.asarray(Image.open(train / "01.png"))[:, 3 : 3 + SIDE]
+    assert np.array_equal(images[0, 0].numpy(), again)
+
+
+def test_crops_are_a_pure_function_of_seed_view_and_sample(place: Path) -> None:
+    recipe = from_mapping(
+        {**parse_yaml(RECIPE, "recipe"), "data": {"path": "inputs", "crop": 16, "crops": 3}}
+    )
+    experiment = load_experiment(recipe, [place])
+    train = experiment.splits.train
+    assert len(train) == 24
+    task = experiment.task.seeded(3, len(train))
+    together = task.training_batch(*train.__getitems__([1, 9, 17]), 5).tensor("student")
+    alone = task.training_batch(*train.__getitems__([9]), 5).tensor("student")
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=0)
+    assert not torch.equal(together[0], together[1])  # of one image, other squares
+    later = task.training_batch(*train.__getitems__([9]), 6).tensor("student")
+    assert not torch.equal(alone, later)
+
+
+def test_a_discriminator_of_the_users_own_weights(place: Path) -> None:
+    torch.manual_seed(5)
+    judge = PatchDiscriminator(width=4, layers=1)
+    save_file(judge.state_dict(), place / "judge.safetensors")
+    recipe = parse_yaml(RECIPE, "recipe")
+    recipe["scheme"]["discriminator"]["weights"] = "judge.safetensors"
+    scheme = load_experiment(from_mapping(recipe), [place]).scheme("student", 0)
+    for name, tensor in scheme.judge.state_dict().items():
+        assert torch.equal(tensor, judge.state_dict()[name])
