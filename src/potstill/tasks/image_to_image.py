@@ -156,7 +156,9 @@ class ImageToImage:
         for images, targets, index in loader.epoch(0):
             for cut in torch.arange(len(index)).split(AT_ONCE):
                 batch = self.plain_batch(images[cut], None if targets is None else targets[cut], index[cut])
-                row = self._row(self._answer(model, batch, role), self._reference(batch, loader))
+                reference = self._reference(batch, loader)
+                own = role == "teacher" and not self.has_truth  # then it is the reference itself
+                row = self._row(reference if own else self._answer(model, batch, role), reference)
                 if rows is None:
                     rows = row.new_zeros(len(loader.dataset), row.shape[1])
                 rows[index[cut]] = row
