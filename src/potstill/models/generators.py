@@ -151,7 +151,7 @@ class StyleGenerator(nn.Module):
             UserError: If a side is no multiple of 4.
         """
         check_sides(images, 4, "the style generator")
-        maps = self.down2(self.down1(self.enter(255.0 * images)))
+        maps: Tensor = self.down2(self.down1(self.enter(255.0 * images)))
         maps = self.leave(self.up2(self.up1(self.blocks(maps))))
         return (maps.tanh() * (150.0 / 255.0) + 0.5).clamp(0.0, 1.0)
 

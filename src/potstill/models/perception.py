@@ -49,6 +49,9 @@ class Perception(nn.Module):
     [(2, 4, 6, 6)]
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: nn.Module,

@@ -41,8 +41,9 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     """
     own = model.state_dict()
     state = _stripped(read_state(path, where), own)
-    if hasattr(model, "own_names"):  # a network that knows the names that others gave its weights
-        state = model.own_names(state)
+    own_names: Any = getattr(model, "own_names", None)
+    if own_names is not None:  # a network that knows what names others gave its weights
+        state = own_names(state)
     problems = _differences(own, state)
     if problems:
         raise UserError(where, f"{path} does not fit the network: {'; '.join(problems)}")

@@ -252,9 +252,10 @@ class Adversarial(nn.Module):
         judged = judged.float() if judged.dtype != torch.float64 else judged
         rows = float(len(batch))
         with torch.autocast(fake.device.type, enabled=False):
-            parts = {DISCRIMINATOR: Share(against(*judged.chunk(2), self.game).sum(), rows, 1.0)}
+            of_real, of_fake = judged.chunk(2)
+            parts = {DISCRIMINATOR: Share(against(of_real, of_fake, self.game).sum(), rows, 1.0)}
             if self.r1:
-                penalty = gradient_penalty(judged.chunk(2)[0], seen)[: len(batch)]
+                penalty = gradient_penalty(of_real, seen)[: len(batch)]
                 parts["r1"] = Share(penalty.sum(), rows, self.r1)
             parts[VARIETY] = Share(_variety(fake) / _variety(real).clamp(min=1e-12), 1.0, 0.0)
         return Step(parts, Signals(fake))

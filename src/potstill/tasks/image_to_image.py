@@ -154,7 +154,8 @@ class ImageToImage:
         model.eval()
         rows: Tensor | None = None
         for images, targets, index in loader.epoch(0):
-            for cut in torch.arange(len(index)).split(AT_ONCE):
+            for start in range(0, len(index), AT_ONCE):
+                cut = slice(start, start + AT_ONCE)
                 batch = self.plain_batch(images[cut], None if targets is None else targets[cut], index[cut])
                 reference = self._reference(batch, loader)
                 own = role == "teacher" and not self.has_truth  # then it is the reference itself
