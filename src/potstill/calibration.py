@@ -50,6 +50,7 @@ class Calibration:
                 with self.experiment.precision.autocast(device):
                     answer = first_tensor(ask(model, batch.input("student")))
             assert answer is not None, "a network answers with a tensor"
+            assert task.supervised is not None, "what is pruned has labels"
             values = task.supervised(Signals(answer, {}), batch)
             if values.dim() > 1 and batch.where is not None:
                 values = values.sum(dim=1) / batch.where.sum(dim=1).clamp(min=1)

@@ -81,9 +81,8 @@ class Decider:
     def gauge(self) -> Gauge:
         """What networks cost; made once, as it times the original."""
         experiment, target = self.experiment, self.config.target
-        inputs = experiment.task.one_input("student", experiment.splits.train)
-        if isinstance(inputs, tuple):
-            inputs = experiment.example().tensor("student")
+        one = experiment.task.one_input("student", experiment.splits.train)
+        inputs = experiment.example().tensor("student") if isinstance(one, tuple) else one
         batch = self.config.latency_batch if target.quantity == "latency" else 1
         return Gauge.of(target, self.original, repeated(inputs, batch), self._blocks_of)
 

@@ -88,11 +88,11 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             for arm in ("control", "student")
             if arm in networks
         }
-    found: dict[str, Any] = {}
+    alike: dict[str, Any] = {}
     if teacher is not None:
         arms = {arm: network for arm, network in networks.items() if arm != "teacher"}
-        found = likeness(arms, teacher, part, task.tokenizer, experiment.recipe.seed)
-    return {"generations": rows, "drafts": drafts, "likeness": found}
+        alike = likeness(arms, teacher, part, task.tokenizer, experiment.recipe.seed)
+    return {"generations": rows, "drafts": drafts, "likeness": alike}
 
 
 def _prompts(part: TokenSet) -> Tensor:

@@ -132,7 +132,7 @@ class Rounds:
             if not self.round(number):
                 return None
         self.architecture.save(self.folder.architecture)
-        rivals = {}
+        rivals: dict[str, Rival] = {}
         for name in self.config.rivals:
             rival = self._scratch() if name == "scratch" else self._one_shot()
             if rival is None:

@@ -158,9 +158,7 @@ class Fused(torch.autograd.Function):
         if factor is None:
             hidden, weight, bias = ctx.saved_tensors
             again = replace(answers, plan=replace(plan, weight=asked[0], target_weight=asked[1]))
-            gradients, _, _ = _passed(
-                hidden, weight, bias, soft_cap, again, labels, needs=ctx.needs_input_grad
-            )
+            gradients = _passed(hidden, weight, bias, soft_cap, again, labels, needs=ctx.needs_input_grad)[0]
         made = (None if each is None else each * (1.0 if factor is None else factor) for each in gradients)
         return (*made, None, None, None)
 

@@ -131,7 +131,7 @@ def _configuration(model: nn.Module) -> dict[str, Any] | None:
 def _configured(original: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     """A model of the original's class, as a configuration says."""
     kind: Any = type(original)
-    given = type(original.config).from_dict(dict(config))  # type: ignore[union-attr,attr-defined,operator]
+    given = type(original.config).from_dict(dict(config))  # type: ignore[union-attr]
     given._attn_implementation = original.config._attn_implementation  # type: ignore[union-attr]
     model: nn.Module = kind(given)
     take_hooks(model, copy.deepcopy(original))

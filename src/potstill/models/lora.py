@@ -109,7 +109,7 @@ def save_adapters(network: nn.Module, folder: Path) -> None:
         return
     from safetensors.torch import save_file
 
-    config: Any = network.peft_config[ADAPTER]  # type: ignore[index,operator]
+    config: Any = network.peft_config[ADAPTER]  # type: ignore[index]
     state = _peft().get_peft_model_state_dict(network, adapter_name=ADAPTER)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)

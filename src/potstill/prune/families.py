@@ -140,7 +140,7 @@ def family_structure(model: nn.Module, axes: Sequence[Axis] = ("layers", "mlp"))
             groups.append(_hidden(model, family, layers, axes))
         elif axis != "layers":
             raise UserError("prune.axes", f"{axis} has no meaning for {type(model).__name__}")
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not family.sized and {"heads", "kv_groups"} & set(axes):
         notes = (
             f"heads of {type(model).__name__} go: its configuration derives their size from their number, so "

@@ -91,7 +91,7 @@ def _resized(fresh: nn.Module, model: nn.Module) -> nn.Module:
     """``fresh`` with projections of the sizes that they have in ``model``, where no configuration says so."""
     for path, module in list(fresh.named_modules()):
         if isinstance(module, nn.Linear):
-            out_features, in_features = model.get_submodule(path).weight.shape  # type: ignore[union-attr,misc]
+            out_features, in_features = model.get_submodule(path).weight.shape  # type: ignore[misc]
             if tuple(module.weight.shape) != (out_features, in_features):
                 fresh.set_submodule(path, nn.Linear(in_features, out_features, module.bias is not None))
     return fresh.train(model.training)
