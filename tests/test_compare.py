@@ -216,7 +216,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny: Any, tmp_path: Path, jobs: str
     while process.poll() is None and not list((tmp_path / "out" / running).glob("**/step-*.pt")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("interrupted, and saved; go on with: potstill compare ")
     assert list((tmp_path / "out" / running).glob("**/step-*.pt"))

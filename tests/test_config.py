@@ -77,8 +77,8 @@ def test_shipped_recipes_load_and_are_short(name: str) -> None:
         ("student={}", "student.model: missing; this key has no default"),
         (
             "task=segmentation",
-            "task: expected one of classification, text_classification, language_modeling, "
-            "got 'segmentation'",
+            "task: expected one of classification, text_classification, language_modeling, detection, "
+            "image_to_image, got 'segmentation'",
         ),
         ("distill.kll={}", "distill.kll: unknown loss; did you mean 'kl'?"),
         ("distill.kl.temprature=3", "distill.kl.temprature: unknown option; did you mean 'temperature'?"),

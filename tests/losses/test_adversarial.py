@@ -46,6 +46,16 @@ def test_penalty_is_half_the_squared_gradient_and_trains() -> None:
     assert weight.grad.tolist() == [4 * (9 + 0.25) * 1.0, 4 * (1 + 4) * -2.0]
 
 
+def test_image_l1_equals_its_oracle() -> None:
+    student, teacher = torch.randn(2, 2, 3, 2, 2).double()
+    pairs = [
+        zip(ours.flatten(), theirs.flatten(), strict=True)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    oracle = [sum(abs(float(a) - float(b)) for a, b in pair) / 12 for pair in pairs]
+    assert image_l1(student, teacher).tolist() == pytest.approx(oracle, rel=1e-12)
+
+
 def test_image_l1_golden() -> None:
     student, teacher = (
         torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]]]),
