@@ -1,6 +1,6 @@
 """On-policy against off-policy at equal time: a character-level student of tinyshakespeare.
 
-    python benchmarks/on_policy.py --out /tmp/on-policy
+    python benchmarks/on_policy.py --out OUT
 
 One teacher is trained first and teaches all. The first student takes ``--steps`` steps; the others as many
 as fit into the same seconds, measured over a short run before. Prints a row a way of learning.

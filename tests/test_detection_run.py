@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +175,7 @@ def test_what_makes_no_sense_is_refused_before_training(
         load_experiment(from_mapping({**recipe(taught[0]), **change}), [folder])
 
 
-def test_a_few_real_images_are_learnt() -> None:
-    root = os.environ.get("POTSTILL_DATA")
-    if root is None or not (Path(root) / "bccd").is_dir():
-        pytest.skip("needs the blood cells of POTSTILL_DATA")
+def test_a_few_real_images_are_learnt(data_root: Path) -> None:
     overrides = [
         "data.limit=16",
         "data.size=[96, 128]",
@@ -188,7 +184,7 @@ def test_a_few_real_images_are_learnt() -> None:
         "train.precision=float32",
         "student.arguments={anchors: [16, 24, 48], channels: 16, hidden: 32, arguments: {width_mult: 0.2}}",
     ]
-    experiment = load_experiment(load("bccd-teacher", overrides), [Path(root)])
+    experiment = load_experiment(load("bccd-teacher", overrides), [data_root])
     assert experiment.splits.train.class_names == ("RBC", "WBC", "Platelets")
     assert parameters(experiment.student(0)) < 300_000
     scheme = experiment.scheme("student", 0)

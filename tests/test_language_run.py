@@ -15,6 +15,7 @@ from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
 from potstill.models.causal import load_causal
 from potstill.run import load_student, run
+from tests.books import recipe_beside_a_book
 
 RECIPE = """task: language_modeling
 data: {path: book.txt, split_at: "^# ", tokenizer: characters, max_length: 32}
@@ -26,25 +27,9 @@ train: {steps: 6, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precisio
 """
 
 
-def book() -> str:
-    """Documents of a small grammar: what follows is often sure, and never learnt by heart."""
-    random = np.random.default_rng(0)
-    words = ["barley", "mash", "wort", "yeast", "still", "cask"]
-    lines = []
-    for number in range(40):
-        chosen = random.choice(words, 12)
-        lines.append(f"# {number}\n" + " ".join(f"{one} of {one}" for one in chosen) + "\n")
-    return "".join(lines)
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("POTSTILL_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "book.txt").write_text(book(), encoding="utf-8")
-    file = tmp_path / "recipe.yaml"
-    file.write_text(RECIPE, encoding="utf-8")
-    return file
+    return recipe_beside_a_book(RECIPE, tmp_path, monkeypatch)
 
 
 def ran(recipe: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], list[str], Path]:

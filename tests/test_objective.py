@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from potstill import losses
-from potstill.batch import Batch, Signals
+from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.losses._declare import matches
 from potstill.objective import LabelsConfig, Objective, Term, TermConfig, parse_terms
@@ -321,6 +321,15 @@ def test_loss_over_a_set_counts_once(set_loss: str) -> None:
     assert (part.count, part.weight) == (1.0, 2.0)
     assert objective.counts(batch)[set_loss] == 1.0
     torch.testing.assert_close(part.total, (student.std() - teacher.std()).square())
+
+
+def test_mixed_precision_does_not_round_the_sum_of_the_parts() -> None:
+    parts = {"one": Share(torch.tensor(1.0009765625), 1.0, 1.0), "two": Share(torch.tensor(3.0), 2.0, 0.1)}
+    step = Step(parts, Signals(torch.zeros(1, 2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = step.loss
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(1.0009765625 + 0.15, rel=1e-6)
 
 
 def test_loss_that_cannot_compare_names_its_term() -> None:

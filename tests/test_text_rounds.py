@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from potstill import deciding, measure
 from potstill.run import load_student, run
 from potstill.train.loop import Training
+from tests.books import recipe_beside_a_book
 from tests.tasks import text
 
 pytest.importorskip("transformers")
@@ -32,25 +33,9 @@ train: {steps: 6, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precisio
 """
 
 
-def book() -> str:
-    """Documents of a small grammar."""
-    random = np.random.default_rng(0)
-    words = ["barley", "mash", "wort", "yeast", "still", "cask"]
-    lines = []
-    for number in range(40):
-        chosen = random.choice(words, 12)
-        lines.append(f"# {number}\n" + " ".join(f"{one} of {one}" for one in chosen) + "\n")
-    return "".join(lines)
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("POTSTILL_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "book.txt").write_text(book(), encoding="utf-8")
-    file = tmp_path / "recipe.yaml"
-    file.write_text(RECIPE, encoding="utf-8")
-    return file
+    return recipe_beside_a_book(RECIPE, tmp_path, monkeypatch)
 
 
 def ran(recipe: Path, *overrides: str, out: str = "run", **options: Any) -> Any:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +15,7 @@ from potstill.errors import UserError
 from potstill.models.characters import character_tokenizer, tiny_llama
 from potstill.models.weights import save_weights
 from potstill.run import run
+from tests.books import book
 
 RECIPE = """task: language_modeling
 data: {path: book.txt, split_at: "^# ", tokenizer: characters, max_length: 32}
@@ -28,17 +28,6 @@ student: {model: "potstill.models.characters:tiny_llama", arguments: {layers: 1,
 distill: {labels: {weight: 0.3}, kl: {weight: 0.7, temperature: 1}}
 train: {epochs: 1, batch_size: 4, optimizer: adamw, learning_rate: 0.01, precision: float32}
 """
-
-
-def book() -> str:
-    """Documents of a small grammar."""
-    random = np.random.default_rng(0)
-    words = ["barley", "mash", "wort", "yeast", "still", "cask"]
-    chosen = [random.choice(words, 12) for _ in range(40)]
-    return "".join(
-        f"# {number}\n" + " ".join(f"{one} of {one}" for one in some) + "\n"
-        for number, some in enumerate(chosen)
-    )
 
 
 def save_teacher(folder: Path, layers: int = 2) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from potstill import cells
 from potstill.assembly import load_experiment
+from potstill.batch import Batch
 from potstill.config import from_mapping, parse_yaml
 from potstill.errors import UserError
 from potstill.models.discriminators import PatchDiscriminator
@@ -239,6 +241,27 @@ def test_crops_are_a_pure_function_of_seed_view_and_sample(place: Path) -> None:
     assert not torch.equal(together[0], together[1])  # of one image, other squares
     later = task.training_batch(*train.__getitems__([9]), 6).tensor("student")
     assert not torch.equal(alone, later)
+
+
+def test_a_pair_moves_together_and_colours_change_the_input_alone(place: Path) -> None:
+    shutil.copytree(place / "inputs", place / "targets")
+    data = {"path": "inputs", "targets": "targets", "crop": 16, "crops": 3}
+    augment = {"flip": 0.5, "crop": 2, "rotation": 20}
+
+    def batch_of(**more: Any) -> Batch:
+        recipe = {**parse_yaml(RECIPE, "recipe"), "data": data, "augment": {**augment, **more}}
+        experiment = load_experiment(from_mapping(recipe), [place])
+        train = experiment.splits.train
+        task = experiment.task.seeded(3, len(train))
+        batch: Batch = task.training_batch(*train.__getitems__(list(range(12))), 1)
+        return batch
+
+    moved, coloured = batch_of(), batch_of(colour={"brightness": 0.5, "probability": 1.0})
+    assert moved.target is not None
+    assert coloured.target is not None
+    assert torch.equal(moved.tensor("student"), moved.target)
+    assert torch.equal(coloured.target, moved.target)
+    assert not torch.equal(coloured.tensor("student"), moved.target)
 
 
 def test_a_discriminator_of_the_users_own_weights(place: Path) -> None:

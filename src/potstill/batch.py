@@ -187,5 +187,6 @@ class Step:
             return self.output.output.new_zeros(())
         factors = [part.weight / max(counts.get(name, part.count), 1.0) for name, part in active.items()]
         totals = torch.stack([part.total for part in active.values()])
-        # One product instead of a chain of them: small networks with many terms spend their time on calls.
-        return totals @ torch.tensor(factors, dtype=totals.dtype).to(totals.device, non_blocking=True)
+        # All at once: small networks with many terms spend their time on calls. No matrix product, which
+        # mixed precision would round to half.
+        return (totals * torch.tensor(factors, dtype=totals.dtype, device=totals.device)).sum()

@@ -15,7 +15,8 @@ from potstill.models.causal import save_huggingface
 from potstill.models.characters import character_tokenizer, tiny_llama
 from potstill.models.lora import LoraConfig, merged, save_adapters, with_lora
 from potstill.run import load_student, run
-from tests.test_language_run import RECIPE, book
+from tests.books import book
+from tests.test_language_run import RECIPE
 
 IDS = torch.arange(3, 11)[None]
 

@@ -23,7 +23,8 @@ from potstill.responses import ResponseStore
 from potstill.responses.served import ask_server
 from potstill.responses.settings import LanguageTeacherConfig, ResponsesConfig, ServedConfig
 from potstill.run import run
-from tests.test_language_run import RECIPE, book
+from tests.books import book
+from tests.test_language_run import RECIPE
 
 TEXTS = [Prompt(f"{place:016x}", (1,), f"prompt {place}") for place in range(6)]
 TALK = Prompt("ff" * 8, (1,), "<u>hi<a>", ({"role": "user", "content": "hi"},))

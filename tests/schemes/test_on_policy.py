@@ -18,7 +18,8 @@ from potstill.models.generation import own_batch
 from potstill.objective import Objective
 from potstill.run import run
 from potstill.schemes import Offline, OnPolicy
-from tests.test_language_run import RECIPE, book
+from tests.books import book
+from tests.test_language_run import RECIPE
 
 END = 0
 

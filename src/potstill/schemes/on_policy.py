@@ -9,9 +9,8 @@ import numpy as np
 from torch import nn
 
 from potstill.batch import Batch, Step
-from potstill.objective import Objective
+from potstill.schemes.around import Around
 from potstill.schemes.offline import Offline
-from potstill.schemes.stages import Stage
 
 __all__ = ["OnPolicy"]
 
@@ -47,7 +46,7 @@ class _Replay(nn.Module):
         self.kept = [Batch(target=None, **row) for row in state["kept"]]
 
 
-class OnPolicy(nn.Module):
+class OnPolicy(Around):
     """A share of the batches is written by the student; on them the teacher judges, and labels are silent.
 
     Whether a batch is the student's own, and what it draws, follows from the seed, the batch's view and its
@@ -68,6 +67,7 @@ class OnPolicy(nn.Module):
 
     >>> import torch
     >>> from torch.nn.functional import cross_entropy
+    >>> from potstill.objective import Objective
     >>> batch = Batch({"student": torch.randn(8, 4)}, torch.arange(8) % 3, None, torch.arange(8))
     >>> supervised = lambda signals, batch: cross_entropy(signals.output, batch.target, reduction="none")
     >>> inner = Offline(nn.Linear(4, 3), nn.Linear(4, 3), Objective({"kl": {}}, supervised))
@@ -76,8 +76,6 @@ class OnPolicy(nn.Module):
     >>> sorted(always(batch).parts), sorted(never(batch).parts)
     (['kl'], ['kl', 'labels'])
     """
-
-    parts: nn.ModuleDict
 
     def __init__(
         self,
@@ -90,7 +88,7 @@ class OnPolicy(nn.Module):
         reuse: float = 0.5,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(inner)
         self.share, self.rise, self.reuse, self.seed = share, rise, reuse, seed
         self.sample = sample
         self.parts = nn.ModuleDict(dict(inner.parts.items()))
@@ -98,61 +96,14 @@ class OnPolicy(nn.Module):
         if self._replay is not None:
             self.parts["replay"] = self._replay  # a part, though no optimiser knows it
         self._written: list[tuple[Batch, Batch | None]] = []
-        object.__setattr__(self, "_inner", inner)
-
-    @property
-    def inner(self) -> Offline:
-        """Teacher, student and objective, and their state."""
-        inner: Offline = self.__dict__["_inner"]
-        return inner
-
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done."""
-        return self.inner.progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self.inner.progress = value
-
-    @property
-    def student(self) -> nn.Module:
-        """The bare student."""
-        return self.inner.student
-
-    @property
-    def objective(self) -> Objective:
-        """What the student minimises, its layers planned."""
-        return self.inner.objective
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The student."""
         return self.inner.networks
 
-    @property
-    def watched(self) -> dict[str, bool]:
-        """The student is evaluated after each epoch, and kept."""
-        return self.inner.watched
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """As offline."""
-        return self.inner.stages
-
-    def enter(self, stage: str) -> None:
-        """Nothing changes with a stage."""
-
     def stepped(self, steps: int) -> None:
         """Nothing follows the optimiser's steps."""
-
-    def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
-        """The student."""
-        return {name: self.parts[name] for name in self.inner.trainable(stage, phase)}
-
-    def control(self, student: nn.Module) -> Offline:
-        """The same training by labels alone."""
-        return self.inner.control(student)
 
     def counts(self, batch: Batch, phase: str = "train") -> dict[str, float]:
         """What each part is divided by; of a batch that is to be the student's own, it is written now."""
@@ -164,9 +115,7 @@ class OnPolicy(nn.Module):
 
     def forward(self, batch: Batch, phase: str = "train") -> Step:
         """One pass of student and teacher over the batch, or over what the student wrote."""
-        for name, part in self.parts.items():
-            if name in self.inner.parts:
-                self.inner.parts[name] = part  # a loop may have wrapped it
+        self.adopt()
         found = [own for given, own in self._written if given is batch] or [self._own(batch, phase)]
         self._written = [each for each in self._written if each[0] is not batch]
         if found[0] is None:

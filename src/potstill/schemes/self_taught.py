@@ -17,15 +17,15 @@ from potstill.batch import Batch, Inputs, Signals, Step
 from potstill.errors import UserError
 from potstill.objective import Objective
 from potstill.recording import LayerShape
+from potstill.schemes.around import Around
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers
-from potstill.schemes.stages import Stage
 from potstill.teachers import Frozen
 
 __all__ = ["MeanTeacher", "SmoothedLabels"]
 
 
-class MeanTeacher(nn.Module):
+class MeanTeacher(Around):
     """A student taught by the running average of its own weights.
 
     Args:
@@ -47,8 +47,6 @@ class MeanTeacher(nn.Module):
     >>> scheme.stepped(1)
     """
 
-    parts: nn.ModuleDict
-
     def __init__(
         self,
         student: nn.Module,
@@ -58,75 +56,28 @@ class MeanTeacher(nn.Module):
         samples: int | None = None,
         decay: float = 0.999,
     ) -> None:
-        super().__init__()
         refuse_paraphrasers(objective)
-        self.decay = decay
         average = Frozen(copy.deepcopy(student), role="student")
         inner = Offline(student, average, objective, example=example, samples=samples)
-        object.__setattr__(self, "_inner", inner)
+        super().__init__(inner)
+        self.decay = decay
         teacher = inner.teacher
         assert isinstance(teacher, nn.Module), "the average is the teacher"
         # The average changes, so it belongs into checkpoints: it is a part, though no optimiser knows it.
         self.parts = nn.ModuleDict({"student": inner.parts["student"], "average": teacher})
 
     @property
-    def inner(self) -> Offline:
-        """The scheme of student and average."""
-        inner: Offline = self.__dict__["_inner"]
-        return inner
-
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done."""
-        return self.inner.progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self.inner.progress = value
-
-    @property
-    def student(self) -> nn.Module:
-        """The bare student."""
-        return self.inner.student
-
-    @property
     def networks(self) -> dict[str, nn.Module]:
         """The student and its average."""
         return {"student": self.student, "average": cast(Frozen, self.parts["average"]).network}
-
-    @property
-    def watched(self) -> dict[str, bool]:
-        """The student is evaluated after each epoch, and kept."""
-        return {"student": True}
-
-    @property
-    def objective(self) -> Objective:
-        """What the student minimises, its layers planned."""
-        return self.inner.objective
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """One stage, one phase."""
-        return self.inner.stages
-
-    def enter(self, stage: str) -> None:
-        """Nothing changes with the one stage."""
-
-    def trainable(self, stage: str = "train", phase: str = "train") -> dict[str, nn.Module]:
-        """The student."""
-        return {"student": self.parts["student"]}
 
     def counts(self, batch: Batch, phase: str = "train") -> dict[str, float]:
         """What each part of the loss is divided by for this batch; no forward pass."""
         return self.inner.counts(batch, phase)
 
-    def control(self, student: nn.Module) -> Offline:
-        """The same training by labels alone."""
-        return self.inner.control(student)
-
     def forward(self, batch: Batch, phase: str = "train") -> Step:
         """One pass of the student and its average."""
-        self.inner.parts["student"] = self.parts["student"]  # a loop may have wrapped it
+        self.adopt()
         step: Step = self.inner(batch, phase)
         return step
 

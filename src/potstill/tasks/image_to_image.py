@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill import distributed, resemblance
-from potstill.augment import Augment, AugmentConfig
+from potstill.augment import Augment, AugmentConfig, Scene
 from potstill.augment.draws import Draws
 from potstill.batch import Batch, Signals, ask
 from potstill.data.degrade import edges, grey, low_resolution
@@ -105,16 +105,20 @@ class ImageToImage:
             index: ``(N,)`` positions in the data set; with ``view`` they decide square and augmentation.
             view: Number of the view, usually the epoch.
         """
-        both = images if targets is None else torch.cat([images, targets], dim=1)
-        both = self._square(both.to(self.device, non_blocking=True), index, view)
+        scene = Scene(images=self._square(self._placed(images), index, view))
+        if targets is not None:
+            scene = replace(scene, paired=self._square(self._placed(targets), index, view))
         if self.augment is not None:
-            both = self.augment(both, index, view)
-        return self._batch(both, images.shape[1], index, view)
+            scene = self.augment.together(scene, index, view)
+        return self._batch(scene.images, scene.paired, index, view)
 
     def plain_batch(self, images: Tensor, targets: Tensor | None, index: Tensor) -> Batch:
         """A batch for evaluation: the middle square; shapes as in :meth:`training_batch`."""
-        both = images if targets is None else torch.cat([images, targets], dim=1)
-        return self._batch(middle(both.to(self.device), self.size), images.shape[1], index, 0)
+        truth = None if targets is None else middle(self._placed(targets), self.size)
+        return self._batch(middle(self._placed(images), self.size), truth, index, 0)
+
+    def _placed(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True)
 
     def _square(self, images: Tensor, index: Tensor, view: int) -> Tensor:
         """A square of each image, its place a pure function of (seed, view, sample)."""
@@ -126,9 +130,8 @@ class ImageToImage:
         squares = zip(images, tops, lefts, strict=True)
         return torch.stack([one[:, top : top + side, left : left + side] for one, top, left in squares])
 
-    def _batch(self, both: Tensor, channels: int, index: Tensor, view: int) -> Batch:
-        both = both.float() / 255.0 if not both.is_floating_point() else both
-        inputs, target = both[:, :channels], both[:, channels:] if both.shape[1] > channels else None
+    def _batch(self, images: Tensor, targets: Tensor | None, index: Tensor, view: int) -> Batch:
+        inputs, target = _shares(images), None if targets is None else _shares(targets)
         if self.data.degrade is not None:
             inputs, target = self._degraded(inputs), inputs
         laid = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -310,6 +313,11 @@ class ImageToImage:
         """Nothing: images are drawn by the networks themselves."""
         del answers, part, temperature
         return {}
+
+
+def _shares(images: Tensor) -> Tensor:
+    """Images of bytes as floats in 0..1; floats as they are."""
+    return images if images.is_floating_point() else images.float() / 255.0
 
 
 def _to_truth(signals: Signals, batch: Batch) -> Tensor:
