@@ -158,7 +158,7 @@ def match(truth: Sequence[Truth], found: Sequence[NDArray[np.floating[Any]]], cl
     Example:
         >>> box = np.array([[0.0, 0.0, 9.0, 9.0]])
         >>> there = Truth(box, np.array([1]), np.array([False]))
-        >>> match([there], [np.array([[0.0, 0.0, 9.0, 9.0, 0.7, 1.0]])], 1).mean()
+        >>> round(match([there], [np.array([[0.0, 0.0, 9.0, 9.0, 0.7, 1.0]])], 1).mean(), 6)
         1.0
     """
     evaluated = _evaluated(truth, found, classes)

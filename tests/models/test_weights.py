@@ -96,6 +96,15 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, protocol: int, beside: bool
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_damaged_name_is_told_on_one_line(tmp_path: Path) -> None:
+    for state in ({"convolution\n.weight": torch.ones(2)}, {"some\nthing": 1}):
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(UserError) as caught:
+            load_weights(network(), tmp_path / "w.pt", "teacher.weights")
+        assert "\n" not in str(caught.value)
+        assert "\\n" in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1"])
 def test_text_is_not_taken_for_code(tmp_path: Path, text: str) -> None:
     (tmp_path / "w.pt").write_text(text)

@@ -97,7 +97,11 @@ def read_state(path: Path, where: str) -> dict[str, Tensor]:
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(where, f"{path} is damaged or no safetensors file: {error}") from error
         return state
-    return _nested(_read_checkpoint(path, where), path, where)
+    state = _nested(_read_checkpoint(path, where), path, where)
+    odd = next((name for name in state if not name.isprintable()), None)
+    if odd is not None:
+        raise UserError(where, f"{path} is damaged: it names a tensor {odd!r}")
+    return state
 
 
 def _read_checkpoint(path: Path, where: str) -> Any:
@@ -134,11 +138,16 @@ def _nested(content: Any, path: Path, where: str) -> dict[str, Tensor]:
             break
         content = inner
     got = (
-        f"keys {', '.join(map(str, list(content)[:6]))}"
+        f"keys {', '.join(map(_shown, list(content)[:6]))}"
         if isinstance(content, Mapping)
         else type(content).__name__
     )
     raise UserError(where, f"{path}: expected named tensors (a state_dict), got {got}")
+
+
+def _shown(key: object) -> str:
+    """A key on one line, whatever damage made of it."""
+    return str(key) if str(key).isprintable() else repr(key)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
