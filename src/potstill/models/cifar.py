@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import avg_pool2d, pad, relu
 
 from potstill.models.preprocessing import IMAGENET
 
@@ -40,7 +40,9 @@ class Block(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C', H / stride, W / stride)``."""
         residual = self.bn2(self.conv2(relu(self.bn1(self.conv1(inputs)))))
-        shortcut = inputs[:, :, :: self.stride, :: self.stride] if self.stride > 1 else inputs
+        shortcut = inputs
+        if self.stride > 1:  # every second pixel; a slice's gradient would lose the layout of the channels
+            shortcut = avg_pool2d(inputs, 1, self.stride)
         if self.added:
             before = self.added // 2
             shortcut = pad(shortcut, (0, 0, 0, 0, before, self.added - before))
