@@ -16,7 +16,7 @@ from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import StyleGenerator
 from potstill.objective import Objective
 from potstill.schemes import Adversarial, Offline
-from potstill.schemes.adversarial import PATIENCE
+from potstill.schemes.signs import PATIENCE
 
 
 def to_truth(signals: Signals, batch: Batch) -> Tensor:

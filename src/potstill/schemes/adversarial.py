@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,33 +14,20 @@ from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.losses.adversarial import Game, against, deceiving, gradient_penalty
 from potstill.objective import Objective, TermConfig
+from potstill.schemes.around import Around
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers
+from potstill.schemes.signs import DISCRIMINATOR, VARIETY, Signs
 from potstill.schemes.stages import Stage
 from potstill.teachers import Teacher
 
 __all__ = ["Adversarial"]
 
-GENERATOR, DISCRIMINATOR = "generator", "discriminator"
-"""The phases; the second is also the name of its part and of what that minimises."""
-VARIETY = "variety"
-PATIENCE = 50
-SIGNS = {
-    DISCRIMINATOR: (
-        0.02,
-        "the discriminator wins: its loss has been below {bound:g} for {steps} steps, and the generator "
-        "learns little from it; a smaller one, its spectral_norm or scheme.r1 usually helps",
-    ),
-    VARIETY: (
-        0.05,
-        "mode collapse: for {steps} steps the student's images have differed less than {bound:g} times as "
-        "much as the real ones; a lower scheme.weight usually helps",
-    ),
-}
-"""Figures that are too small where they stay below a bound for ``PATIENCE`` steps, and what it means."""
+GENERATOR = "generator"
+"""The other phase is called ``discriminator``, as its part and what that minimises are."""
 
 
-class Adversarial(nn.Module):
+class Adversarial(Around):
     """A student generator and a discriminator that alternate within each step, each with its optimiser.
 
     In the generator's phase the student minimises the objective (the difference from the true image, and
@@ -89,17 +76,15 @@ class Adversarial(nn.Module):
         r1: float = 0.0,
         samples: int | None = None,
     ) -> None:
-        super().__init__()
-        lesson = Offline(student, teacher, objective, example=example, samples=samples)
-        refuse_paraphrasers(lesson.objective)
+        super().__init__(Offline(student, teacher, objective, example=example, samples=samples))
+        refuse_paraphrasers(self.inner.objective)
         self.game, self.weight, self.conditional, self.r1 = game, weight, conditional, r1
-        self.parts = lesson.parts
+        self.parts = self.inner.parts
         self.parts[DISCRIMINATOR] = discriminator
-        # Plain attributes: the lesson's parts are this module's, and a loop may wrap those.
-        object.__setattr__(self, "_lesson", lesson)
+        # A plain attribute: it is among the parts, and a loop may wrap those.
         object.__setattr__(self, "_judge", discriminator)
         self._answered: list[tuple[Batch, Tensor, Tensor]] = []
-        self._lasting = dict.fromkeys(SIGNS, 0)
+        self.notices = Signs().notices
         if _truth(example) is None and teacher is None:
             raise UserError("scheme", "adversarial needs real images: true ones, or a teacher's")
         self._example = example
@@ -119,22 +104,9 @@ class Adversarial(nn.Module):
     # What a loop asks -----------------------------------------------------------------------------
 
     @property
-    def objective(self) -> Objective:
-        """What the student minimises beside deceiving the discriminator."""
-        lesson: Offline = self.__dict__["_lesson"]
-        return lesson.objective
-
-    @property
-    def student(self) -> nn.Module:
-        """The bare generator."""
-        lesson: Offline = self.__dict__["_lesson"]
-        return lesson.student
-
-    @property
     def teacher(self) -> Teacher | None:
         """The trained generator."""
-        lesson: Offline = self.__dict__["_lesson"]
-        return lesson.teacher
+        return self.inner.teacher
 
     @property
     def judge(self) -> nn.Module:
@@ -143,32 +115,14 @@ class Adversarial(nn.Module):
         return judge
 
     @property
-    def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
-        lesson: Offline = self.__dict__["_lesson"]
-        return lesson.progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:
-        self.__dict__["_lesson"].progress = value
-
-    @property
     def stages(self) -> tuple[Stage, ...]:
         """One stage of two phases."""
         return (Stage("train", phases=(GENERATOR, DISCRIMINATOR)),)
-
-    def enter(self, stage: str) -> None:
-        """Nothing changes with the one stage."""
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The generator."""
         return {"student": self.student}
-
-    @property
-    def watched(self) -> dict[str, bool]:
-        """The generator is evaluated after each epoch, and kept."""
-        return {"student": True}
 
     def stepped(self, steps: int) -> None:
         """Forget the answers of a step that is done."""
@@ -192,7 +146,6 @@ class Adversarial(nn.Module):
         Where there are true images: they, and a game with a copy of the discriminator as it is now. Where
         only the teacher's output says what is right: the difference from that alone, pixel by pixel.
         """
-        lesson: Offline = self.__dict__["_lesson"]
         if self.objective.supervised is None:
             return Offline(student, cast(nn.Module, self.teacher), _pixels_alone(self.objective))
         if _truth(self._example) is None:
@@ -201,19 +154,7 @@ class Adversarial(nn.Module):
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("game", "weight", "conditional", "r1")
         }
-        return Adversarial(student, None, lesson.objective.labels_only(), judge, example=example, **options)
-
-    def notices(self, means: Mapping[str, float]) -> Iterator[str]:
-        """What should be said after a phase, from the mean of each part.
-
-        Args:
-            means: Of the parts of one step and phase, unweighted, over all processes.
-        """
-        for name, (bound, words) in SIGNS.items():
-            if name in means:
-                self._lasting[name] = self._lasting[name] + 1 if means[name] < bound else 0
-                if self._lasting[name] == PATIENCE:
-                    yield words.format(bound=bound, steps=PATIENCE)
+        return Adversarial(student, None, self.objective.labels_only(), judge, example=example, **options)
 
     # The two phases -------------------------------------------------------------------------------
 
@@ -230,9 +171,8 @@ class Adversarial(nn.Module):
         return self._generator(batch) if self._checked(phase) == GENERATOR else self._discriminator(batch)
 
     def _generator(self, batch: Batch) -> Step:
-        lesson: Offline = self.__dict__["_lesson"]
         truth = _truth(batch)
-        step, teacher = lesson.lesson(batch, ask=truth is None)
+        step, teacher = self.inner.lesson(batch, ask=truth is None)
         fake = step.output.output
         with _constant(self.judge):
             judged = self.judge(self._seen(batch, fake))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from potstill import distributed, resemblance
+from potstill import distributed
 from potstill.augment import Augment, AugmentConfig, Scene
 from potstill.augment.draws import Draws
 from potstill.batch import Batch, Signals, ask
@@ -25,13 +25,12 @@ from potstill.measure import OneInput
 from potstill.models.perception import Perception
 from potstill.models.weights import save_weights
 from potstill.taps import first_tensor
+from potstill.tasks import image_answers
 from potstill.tasks.contract import Answers
-from potstill.verdict import compare, mean_interval
+from potstill.verdict import mean_interval
 
 __all__ = ["ImageToImage"]
 
-PSNR, SSIM, DISTANCE, MEASURES = 0, 1, 2, 3
-"""Columns of an answer; behind them the features of the image, then those of its reference."""
 PLACE = 960
 """Number of the draws that place a square in an image; no transform's."""
 AT_ONCE = 8
@@ -162,7 +161,8 @@ class ImageToImage:
                 batch = self.plain_batch(images[cut], None if targets is None else targets[cut], index[cut])
                 reference = self._reference(batch, loader)
                 own = role == "teacher" and not self.has_truth  # then it is the reference itself
-                row = self._row(reference if own else self._answer(model, batch, role), reference)
+                image = reference if own else self.answer(model, batch, role)
+                row = image_answers.row(image, reference, self.eyes)
                 if rows is None:
                     rows = row.new_zeros(len(loader.dataset), row.shape[1])
                 rows[index[cut]] = row
@@ -170,7 +170,8 @@ class ImageToImage:
         assert rows is not None, "a part of the data has images"
         return distributed.sum_tensor(rows)
 
-    def _answer(self, model: nn.Module, batch: Batch, role: str) -> Tensor:
+    def answer(self, model: nn.Module, batch: Batch, role: str) -> Tensor:
+        """What a generator makes of a batch, ``(N, C, H, W)`` in 0..1."""
         answer = ask(model, batch.input(role))
         image = answer.output if isinstance(answer, Signals) else first_tensor(answer)
         assert image is not None, "a generator gives images"
@@ -184,27 +185,16 @@ class ImageToImage:
         key, rows = id(loader.dataset), batch.index.cpu()
         kept = self._references.get(key)
         if kept is None:
-            shape = self._answer(self.teacher, batch, "teacher").shape[1:]
+            shape = self.answer(self.teacher, batch, "teacher").shape[1:]
             kept = self._references[key] = torch.full((len(loader.dataset), *shape), torch.nan)
         if kept[rows].isnan().any():
-            kept[rows] = self._answer(self.teacher, batch, "teacher").cpu()
+            kept[rows] = self.answer(self.teacher, batch, "teacher").cpu()
         return kept[rows].to(self.device)
-
-    def _row(self, images: Tensor, references: Tensor) -> Tensor:
-        """PSNR, SSIM, distance and features, ``(N, 3 + 2F)`` float32 on the CPU."""
-        columns = [resemblance.psnr(images, references), resemblance.ssim(images, references)]
-        if self.eyes is None:
-            return torch.stack([*columns, torch.zeros_like(columns[0])], dim=1).cpu()
-        seen, wanted = self.eyes(images), self.eyes(references)
-        columns.append(resemblance.perceptual_distance(seen, wanted))
-        means = [maps[-1].flatten(2).mean(dim=2) for maps in (seen, wanted)]
-        return torch.cat([torch.stack(columns, dim=1), *means], dim=1).float().cpu()
 
     def score(self, answers: Tensor, loader: Loader) -> dict[str, float]:
         """Means over the images."""
         del loader
-        found = answers[:, :MEASURES].double().mean(dim=0).tolist()
-        return dict(zip(("psnr", "ssim", "perceptual"), found, strict=True))
+        return image_answers.means(answers)
 
     def value(self, answers: Answers, part: PictureSet) -> float:
         """Mean PSNR of answers ``(N, k)``, in dB."""
@@ -213,7 +203,7 @@ class ImageToImage:
     def per_sample(self, answers: Answers, part: PictureSet) -> NDArray[np.float64]:
         """PSNR of each image, ``(..., N)``."""
         del part
-        return answers[..., PSNR].astype(np.float64)
+        return answers[..., image_answers.PSNR].astype(np.float64)
 
     def interval(self, answers: Answers, part: PictureSet) -> tuple[float, float]:
         """Of the mean PSNR, over seeds and images."""
@@ -224,41 +214,15 @@ class ImageToImage:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """SSIM, perceptual and kernel distance with their intervals, and by whose features."""
         del teacher, part
-        found: dict[str, Any] = {"ssim": float(answers[..., SSIM].mean())}
-        found["ssim_interval"] = list(mean_interval(answers[..., SSIM]))
-        if self.eyes is not None:
-            found["perceptual"] = float(answers[..., DISTANCE].mean())
-            found["perceptual_interval"] = list(mean_interval(answers[..., DISTANCE]))
-            measure = _kernel_measure(answers)
-            found["kid"] = float(measure(np.ones((1, answers.shape[1])))[0])
-            found["kid_interval"] = list(resemblance.bootstrap(measure, answers.shape[1]))
-            found["features"] = self.eyes.name
-        return {}, found
+        return {}, image_answers.figures(answers, self._seen_by)
 
     def gains(self, student: Answers, control: Answers) -> dict[str, Any]:
-        """By how much the student is better in all but the metric, from answers ``(seeds, N, k)``.
+        """By how much the student is better in all but the metric, from answers ``(seeds, N, k)``."""
+        return image_answers.gains(student, control, self._seen_by)
 
-        Returns:
-            ``ssim``, ``perceptual`` and ``kid``, each with ``gain`` (positive where the student is better),
-            ``interval`` and ``verdict``.
-        """
-        found: dict[str, Any] = {}
-        measured = [("ssim", SSIM, 1.0), ("perceptual", DISTANCE, -1.0)]
-        for name, column, sign in measured if self.eyes is not None else measured[:1]:
-            verdict = compare(*(sign * arm[..., column].astype(np.float64) for arm in (student, control)))
-            found[name] = {
-                "gain": verdict.gain,
-                "interval": list(verdict.interval),
-                "verdict": verdict.verdict,
-            }
-        if self.eyes is not None:
-            ours, theirs = _kernel_measure(student), _kernel_measure(control)
-            low, high = resemblance.bootstrap(lambda counts: theirs(counts) - ours(counts), student.shape[1])
-            once = np.ones((1, student.shape[1]))
-            sided = "better" if low > 0 else "worse" if high < 0 else "same"
-            gain = float((theirs(once) - ours(once))[0])
-            found["kid"] = {"gain": gain, "interval": [low, high], "verdict": sided}
-        return found
+    @property
+    def _seen_by(self) -> str | None:
+        return None if self.eyes is None else self.eyes.name
 
     def joined(self, answers: Sequence[Answers]) -> Answers:
         """Means of all measures: images of several networks are not mixed."""
@@ -267,7 +231,7 @@ class ImageToImage:
 
     def agreement(self, one: Answers, other: Answers) -> float:
         """1 less the mean difference of their structural similarities."""
-        return float(1.0 - np.abs(one[..., SSIM] - other[..., SSIM]).mean())
+        return float(1.0 - np.abs(one[..., image_answers.SSIM] - other[..., image_answers.SSIM]).mean())
 
     # Checks and words -------------------------------------------------------------------------------
 
@@ -323,19 +287,3 @@ def _shares(images: Tensor) -> Tensor:
 def _to_truth(signals: Signals, batch: Batch) -> Tensor:
     assert batch.target is not None, "the task has true images"
     return image_l1(signals.output, batch.target)
-
-
-def _kernel_measure(answers: Answers) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """The kernel distance over seeds, ``(D,)``, for rows of counts ``(D, N)``."""
-    width = (answers.shape[-1] - MEASURES) // 2
-    own, wanted = answers[..., MEASURES : MEASURES + width], answers[..., MEASURES + width :]
-
-    def measure(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.mean(list(_each(counts)), axis=0)
-        return found
-
-    def _each(counts: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-        for images, references in zip(own, wanted, strict=True):
-            yield resemblance.discrepancies(images, references, counts)
-
-    return measure
