@@ -70,7 +70,7 @@ LAYERS: list[set[str]] = [
     {"outcome", "loaded"},
     {"recovery"},
     {"likeness"},
-    {"story", "generations", "summary"},
+    {"story", "generations", "drawings", "summary"},
     {"run"},
     {"compare"},
     {"api", "demo", "endings"},

@@ -108,7 +108,9 @@ def test_inputs_alone_learn_from_the_teachers_images(place: Path) -> None:
     assert set(rows_of(place, "control")[0]["parts"]) == {"image_l1"}
     parts = {"image_l1", "feature_mse", "adversarial", "discriminator", "variety"}
     assert set(rows_of(place, "student")[0]["parts"]) == parts
-    assert (place / "run" / "report.html").is_file()
+    page = (place / "run" / "report.html").read_text()
+    assert page.count('class="panes"') == 5
+    assert "psnr against" not in page.lower()
 
 
 @pytest.mark.parametrize("degrade", ["grey", "low_resolution", "edges"])

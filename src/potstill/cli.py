@@ -253,6 +253,7 @@ def export(
     """Write the student as ONNX, checked with onnxruntime; one with early exits also in segments."""
     with reporting(show):
         from potstill.deploy.export import export_onnx
+        from potstill.deploy.generator_export import export_generator
         from potstill.deploy.segments_export import export_run_exits
         from potstill.folder import RunFolder
         from potstill.loaded import load_student
@@ -260,7 +261,8 @@ def export(
 
         loaded = load_student(run_folder, data, round_number=number, at_size=at_size)
         path = out or run_folder / "student.onnx"
-        print(export_onnx(loaded, path).describe())
+        write = export_generator if loaded.makes_images else export_onnx
+        print(write(loaded, path).describe())
         if isinstance(loaded.student, WithExits):
             print(export_run_exits(loaded, RunFolder(run_folder).early_exit, path.with_name("early_exit")))
 

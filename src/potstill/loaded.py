@@ -19,7 +19,7 @@ from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.shapes import of_round, round_at_size, shaped
-from potstill.tasks import Classification, Task
+from potstill.tasks import Classification, ImageToImage, Task
 
 __all__ = ["IN_MEMORY", "LoadedRun", "load_student"]
 
@@ -61,8 +61,19 @@ class LoadedRun:
 
     def _images(self) -> Classification:
         if not isinstance(self.task, Classification):
-            raise UserError("export", f"so far only classifiers of images, got one of {self.task.samples}")
+            raise UserError("export", f"so far classifiers and generators of images, got {self.task.samples}")
         return self.task
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the student is a generator."""
+        return isinstance(self.task, ImageToImage)
+
+    def generator_inputs(self, count: int) -> Tensor:
+        """What a generator is given for the first ``count`` test images, ``(count, ...)``."""
+        assert isinstance(self.task, ImageToImage)
+        rows = self.test.__getitems__(list(range(min(count, len(self.test)))))
+        return self.task.plain_batch(*rows).tensor("student")
 
     def samples(self, count: int) -> Tensor:
         """The first ``count`` test images as the data gives them, ``(count, C, H, W)``."""

@@ -16,6 +16,7 @@ from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
 from potstill.correction import correct_teacher, corrects
+from potstill.drawings import drawn
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
@@ -261,7 +262,7 @@ def report_cells(
         outcome.result["prune"] = {**pruned.figures, **recovered(pruned, outcome)}
     exits = decide(experiment, folder, outcome.shipped)
     warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
-    texts = written(experiment, outcome)
+    texts, images = written(experiment, outcome), drawn(experiment, outcome)
     for arm, found in texts.get("drafts", {}).items():
         outcome.result["models"][arm]["drafts"] = asdict(found)
     for arm, alike in texts.get("likeness", {}).items():
@@ -278,7 +279,10 @@ def report_cells(
         if exits is not None:
             content = replace(content, leavers=exits.leavers, exit_bins=exits.bins)
         content = replace(
-            content, generations=texts.get("generations", ()), likeness=texts.get("likeness", {})
+            content,
+            generations=texts.get("generations", ()),
+            likeness=texts.get("likeness", {}),
+            pictures=images,
         )
         content.save(folder.content)
         write_json(folder.result, outcome.result)

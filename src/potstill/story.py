@@ -15,12 +15,14 @@ from potstill.outcome import Outcome
 from potstill.quality import shown
 from potstill.report.content import History, PairRow, ReportContent, TermRow
 from potstill.schemes.settings import (
+    AdversarialConfig,
     BornAgainConfig,
     DeepSupervisionConfig,
     LabelsConfig,
     MutualConfig,
     SchemeConfig,
 )
+from potstill.tasks import ImageToImage
 
 __all__ = ["tell"]
 
@@ -60,7 +62,7 @@ def tell(
             for arm in outcome.arms.values()
             for cell in arm.cells
         ),
-        terms=tuple(_terms(objective, outcome.arms["student"].cells)),
+        terms=tuple(_terms(experiment, objective, outcome.arms["student"].cells)),
         pairs=tuple(
             PairRow(
                 term=pair.term,
@@ -126,8 +128,8 @@ def _setup(
         yield (
             f"Control and student are the same network with the same initial weights, trained on the same "
             f"{given} in the same order, under the same augmentation, for the same number of steps. The "
-            f"control learns from the labels alone, the student also {_lesson(recipe)}. Each of the "
-            f"{recipe.seeds} seed(s) draws new initial weights and a new order for both."
+            f"control learns from {_without_lesson(experiment)}, the student also {_lesson(recipe)}. Each of "
+            f"the {recipe.seeds} seed(s) draws new initial weights and a new order for both."
         )
     else:
         alone = isinstance(recipe.scheme, LabelsConfig)
@@ -194,6 +196,16 @@ def _scheme_in_words(scheme: SchemeConfig) -> Iterator[str]:
         )
 
 
+def _without_lesson(experiment: Experiment) -> str:
+    """What a control learns from."""
+    if not isinstance(experiment.task, ImageToImage):
+        return "the labels alone"
+    if not experiment.task.has_truth:
+        return "the teacher's images alone, pixel by pixel, as there is no other truth"
+    game = isinstance(experiment.recipe.scheme, AdversarialConfig)
+    return "the true images" + (" and a discriminator of the same initial weights" if game else " alone")
+
+
 def _lesson(recipe: Recipe) -> str:
     return {
         "offline": "from the teacher",
@@ -204,13 +216,15 @@ def _lesson(recipe: Recipe) -> str:
         "mean_teacher": "from the average of its own weights",
         "smoothed_labels": "from smoothed labels",
         "labels": "from nothing else",
-        "adversarial": "from the teacher and a discriminator",
+        "adversarial": "from all that the teacher adds",
     }[recipe.scheme.kind]
 
 
-def _terms(objective: Objective, cells: Sequence[Finished]) -> Iterator[TermRow]:
+def _terms(experiment: Experiment, objective: Objective, cells: Sequence[Finished]) -> Iterator[TermRow]:
     """The terms; a weight that was measured is the mean over seeds, and each seed's is told."""
-    yield TermRow(name="labels", loss="cross-entropy", weight=objective.labels)
+    made = isinstance(experiment.task, ImageToImage)
+    if objective.supervised is not None or not made:
+        yield TermRow(name="labels", loss="image_l1" if made else "cross-entropy", weight=objective.labels)
     for name, term in objective.terms.items():
         options = ", ".join(f"{key} {value}" for key, value in term.options.items())
         chosen = [cell.weights[name] for cell in cells if name in cell.weights]
@@ -219,6 +233,21 @@ def _terms(objective: Objective, cells: Sequence[Finished]) -> Iterator[TermRow]
             options += f"; weight auto, share {term.share:g} of the labels' gradient, by seed: {seeds}"
         weight = sum(chosen) / len(chosen) if chosen else term.weight
         yield TermRow(name=name, loss=term.function.__name__, weight=weight, detail=options)
+    if isinstance(experiment.recipe.scheme, AdversarialConfig):
+        yield from _game(experiment.recipe.scheme)
+
+
+def _game(scheme: AdversarialConfig) -> Iterator[TermRow]:
+    """What the two networks of a game minimise beside the terms."""
+    conditional = ", sees input and image" if scheme.conditional else ""
+    yield TermRow(
+        name="adversarial", loss=scheme.game, weight=scheme.weight, detail="of the generator's phase"
+    )
+    detail = f"of the discriminator's phase{conditional}"
+    yield TermRow(name="discriminator", loss=scheme.game, weight=1.0, detail=detail)
+    if scheme.r1:
+        yield TermRow(name="r1", loss="gradient penalty", weight=scheme.r1, detail=detail)
+    yield TermRow(name="variety", loss="spread within a batch", weight=0.0, detail="watched only")
 
 
 def _temperature(objective: Objective) -> float:

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from potstill.files import write_atomic
 from potstill.models.exits import WithExits
 from potstill.models.preprocessing import Preprocessing
 
-__all__ = ["Exportable", "Exported", "export_onnx"]
+__all__ = ["Exportable", "Exported", "export_onnx", "write_model"]
 
 SAMPLES = 64
 BATCHES = (1, 7)
@@ -57,18 +57,20 @@ class Exported:
         path: The file.
         samples: Real samples it was checked on.
         largest_difference: Largest difference of any logit from the trained network's, over the spread of
-            its logits.
+            its logits; of images in 0..1, of any value.
+        agree: In what they agree.
     """
 
     path: Path
     samples: int
     largest_difference: float
+    agree: str = "same classes"
 
     def describe(self) -> str:
         """One line for people."""
         return (
             f"{self.path}: {self.path.stat().st_size:,} bytes; onnxruntime agrees with the trained student "
-            f"on {self.samples} test samples (same classes, largest relative difference "
+            f"on {self.samples} test samples ({self.agree}, largest relative difference "
             f"{self.largest_difference:.1e})"
         )
 
@@ -126,7 +128,7 @@ def export_onnx(loaded: Exportable, path: Path) -> Exported:
         expected = _first(student(loaded.preprocessing.normalise(given))).numpy()
     network = _WithPreprocessing(student, loaded.preprocessing).eval()
     with write_atomic(path) as aside:
-        _write(network, images, aside, _metadata(loaded, images))
+        write_model(network, images, aside, _metadata(loaded, images))
         difference = _check(expected, images.numpy(), aside)
     return Exported(path, len(images), difference)
 
@@ -156,9 +158,32 @@ def _metadata(loaded: Exportable, images: Tensor) -> dict[str, str]:
     }
 
 
-def _write(network: nn.Module, images: Tensor, path: Path, metadata: dict[str, str]) -> None:
+def write_model(
+    network: nn.Module,
+    images: Tensor,
+    path: Path,
+    metadata: dict[str, str],
+    *,
+    output: str = "logits",
+    dynamic: Sequence[int] = (0,),
+) -> None:
+    """Write an ONNX file, unchecked.
+
+    Args:
+        network: Takes one tensor and gives one.
+        images: At least two of its inputs, called ``images`` in the graph.
+        path: Where to.
+        metadata: What the file tells of itself.
+        output: Name of what it gives.
+        dynamic: Dimensions of the input that may be others; the first is the batch.
+
+    Raises:
+        UserError: If torch cannot export it.
+    """
     import onnx
 
+    shapes: dict[int, Any] = dict.fromkeys(dynamic, torch.export.Dim.AUTO)
+    shapes[0] = torch.export.Dim("batch")
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -166,8 +191,8 @@ def _write(network: nn.Module, images: Tensor, path: Path, metadata: dict[str, s
                 (images[:2],),
                 dynamo=True,
                 input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                output_names=[output],
+                dynamic_shapes=(shapes,),
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds; all mean that this network cannot go

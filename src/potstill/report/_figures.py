@@ -75,8 +75,9 @@ def history_band(histories: Sequence[History], arm: str, key: str) -> Band | Non
 
 def trade_offs(material: Material) -> str:
     """The metric against parameters and against latency."""
-    metric = escape(material.metric).capitalize()
-    write = percent if material.shares else material.written
+    metric, write = escape(material.metric).capitalize(), percent if material.shares else material.written
+    if material.content.pictures:  # of a reference itself there is no finite PSNR
+        metric, write = "Structural similarity", "{:.3f}".format
     figures = ""
     sizes = _points(material, None)
     if sizes:
@@ -104,9 +105,11 @@ def trade_offs(material: Material) -> str:
 
 def _points(material: Material, batch: str | None) -> list[Point]:
     found = []
+    keys = ("ssim", "ssim_interval") if material.content.pictures else (material.metric, "interval")
     for arm in material.arms:
-        model, score = material.model(arm), material.score(arm)
-        interval = model.get("interval") or (score, score)
+        model = material.model(arm)
+        score = model[keys[0]]
+        interval = model.get(keys[1]) or (score, score)
         spread = None
         if batch is None:
             cost = model.get("parameters")

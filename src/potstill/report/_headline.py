@@ -89,11 +89,12 @@ def _facts(material: Material) -> str:
     teacher, student = material.model("teacher"), material.model("student")
     kept = material.score("student") / max(material.score("teacher"), 1e-9)
     metric = escape(material.metric)
-    facts.append(
-        (percent(kept, 1), f"of the teacher's {metric} kept")
-        if material.shares
-        else (ratio(kept), f"the teacher's {metric}")
-    )
+    if material.shares:
+        facts.append((percent(kept, 1), f"of the teacher's {metric} kept"))
+    elif material.content.pictures:  # a teacher may be the reference itself, at no error
+        facts.append((f"{student['ssim']:.3f}", "structural similarity"))
+    else:
+        facts.append((ratio(kept), f"the teacher's {metric}"))
     for key, less, more in (
         ("parameters", "fewer parameters", "the teacher's parameters"),
         ("macs", "fewer multiply-adds", "the teacher's multiply-adds"),

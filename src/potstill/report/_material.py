@@ -73,7 +73,8 @@ class Material:
     @property
     def sample(self) -> str:
         """What one sample of the task is called."""
-        return {"classification": "image", "text_classification": "text"}.get(self.result["task"], "sample")
+        names = {"classification": "image", "image_to_image": "image", "text_classification": "text"}
+        return names.get(self.result["task"], "sample")
 
     @property
     def num_seeds(self) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "History",
     "Leaver",
     "PairRow",
+    "PictureRow",
     "ReportContent",
     "Sample",
     "TermRow",
@@ -194,6 +195,25 @@ class PairRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureRow:
+    """One test image and what generators make of it; pictures are ``data:`` URIs.
+
+    Attributes:
+        why: Why it is shown ("the student's worst").
+        images: By ``input``, ``truth`` (where the data has it) and arm.
+        differences: How far each arm is from the reference, pixel by pixel, by arm.
+        brightest: The difference that is drawn brightest, 0 to 1.
+        values: The metric of each arm.
+    """
+
+    why: str
+    images: Mapping[str, str]
+    differences: Mapping[str, str]
+    brightest: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenBin:
     """Tokens whose position or frequency is alike.
 
@@ -231,6 +251,7 @@ class ReportContent:
         divergences: Divergence from the teacher by token, by ``position`` and ``frequency``, then by arm.
         generations: Beginnings of texts (``prompt``) and what each arm writes after them.
         likeness: Of each arm's answers to the teacher's, as ``likeness`` gives it.
+        pictures: A few test images and what generators make of them.
     """
 
     title: str
@@ -250,6 +271,7 @@ class ReportContent:
     divergences: Mapping[str, Mapping[str, tuple[TokenBin, ...]]] = field(default_factory=dict)
     generations: tuple[Mapping[str, str], ...] = ()
     likeness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pictures: tuple[PictureRow, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and then renamed."""
@@ -280,12 +302,15 @@ class ReportContent:
             raise UserError(str(path), f"expected JSON, cannot read it: {error}") from error
 
 
-def picture(image: NDArray[np.generic]) -> str:
-    """A ``data:`` URI of one image as PNG, its longer side shrunk to at most 128 pixels.
+def picture(image: NDArray[np.generic], side: int = LARGEST_SIDE) -> str:
+    """A ``data:`` URI of one image, its longer side shrunk to at most ``side`` pixels.
+
+    Small ones are PNG; larger ones are WebP, at a quality that hides nothing at the eye's distance.
 
     Args:
         image: ``(C, H, W)``, uint8, or floats that are stretched from their least to their greatest value;
             with other than 1 or 3 channels the first is drawn.
+        side: Of the largest picture.
 
     Raises:
         ValueError: If ``image`` has not three dimensions.
@@ -301,10 +326,11 @@ def picture(image: NDArray[np.generic]) -> str:
     values = image if image.dtype == np.uint8 else _stretched(image.astype(np.float64))
     pixels = values.transpose(1, 2, 0) if values.shape[0] == 3 else values[0]
     drawn = Image.fromarray(np.ascontiguousarray(pixels))
-    drawn.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    drawn.thumbnail((side, side))
     buffer = io.BytesIO()
-    drawn.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    form, how = ("PNG", {"optimize": True}) if max(drawn.size) <= LARGEST_SIDE else ("WEBP", {"quality": 92})
+    drawn.save(buffer, format=form, **how)
+    return f"data:image/{form.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _stretched(image: NDArray[np.float64]) -> NDArray[np.uint8]:

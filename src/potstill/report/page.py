@@ -14,6 +14,7 @@ from potstill.report._headline import arms_table, headline, set_up
 from potstill.report._language import divergences, generations
 from potstill.report._material import Material, read, read_beside
 from potstill.report._networks import networks
+from potstill.report._pictures import pictures
 from potstill.report._prune import rounds
 from potstill.report.style import SCRIPT, STYLE
 
@@ -45,6 +46,7 @@ def _page(material: Material) -> str:
     sections = (
         set_up(material),
         arms_table(material),
+        pictures(material),
         networks(material),
         rounds(material),
         exits(material),

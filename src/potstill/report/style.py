@@ -161,6 +161,17 @@ h4{font-size:14px;font-weight:400;margin:0 0 8px}
 background:var(--grid)}
 .thumbs figcaption{font-size:12.5px;line-height:1.3;margin-top:4px;overflow-wrap:anywhere}
 .thumbs .wrong figcaption{color:var(--down)}
+.panes{display:grid;grid-template-columns:repeat(var(--columns),minmax(120px,1fr));gap:10px 12px}
+.view{overflow:hidden;border-radius:5px;background:var(--grid);cursor:crosshair}
+.view img{display:block;width:100%;transform:scale(var(--zoom,1));transform-origin:var(--x,50%) var(--y,50%)}
+.zoomed .view img{image-rendering:pixelated}
+.panes figcaption,.scale{font-size:12.5px;color:var(--soft);margin-top:5px}
+.scale i{display:inline-block;width:90px;height:8px;border-radius:2px;margin-right:8px;
+background:linear-gradient(90deg,#0a0814,#54185c,#c43e3c,#f89e32,#fff6c4)}
+.zoom{display:flex;gap:12px;align-items:center;font-size:14px;margin-top:26px}
+.zoom input{accent-color:var(--student);width:min(260px,60%)}
+.measures small{display:block}
+.measures .wide{width:34%}
 .copyable{margin-bottom:22px}
 .copyable .bar{display:flex;justify-content:space-between;align-items:center;margin-bottom:8px}
 .copyable .bar h3{margin:0}
@@ -200,6 +211,13 @@ return chosen?chosen==='dark':matchMedia('(prefers-color-scheme: dark)').matches
 function label(){button.textContent=dark()?'Light':'Dark'}
 button.hidden=false;label();
 button.onclick=function(){root.dataset.theme=dark()?'light':'dark';label()};
+var zoom=document.getElementById('zoom'),shown=document.getElementById('pictures');
+if(zoom)zoom.oninput=function(){shown.style.setProperty('--zoom',zoom.value);
+shown.classList.toggle('zoomed',zoom.value>1)};
+document.querySelectorAll('.panes').forEach(function(row){row.onpointermove=function(event){
+var view=event.target.closest('.view');if(!view)return;var box=view.getBoundingClientRect();
+row.style.setProperty('--x',100*(event.clientX-box.left)/box.width+'%');
+row.style.setProperty('--y',100*(event.clientY-box.top)/box.height+'%')}});
 document.querySelectorAll('[data-copy]').forEach(function(one){one.onclick=function(){
 var text=document.getElementById(one.dataset.copy),range=document.createRange(),selection=getSelection();
 range.selectNodeContents(text);selection.removeAllRanges();selection.addRange(range);
