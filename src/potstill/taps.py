@@ -39,6 +39,7 @@ class _Store:
 
     def __init__(self) -> None:
         self.open = False
+        self.until: str | None = None
         self.differentiable = False
         self.tensors: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
@@ -46,10 +47,15 @@ class _Store:
 
     def clear(self) -> None:
         self.open = False
+        self.until = None
         self.differentiable = False
         self.tensors = {}
         self.versions = {}
         self.calls = {}
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer that it was to reach."""
 
 
 def _keep(store: _Store, tap: str, value: Any) -> None:
@@ -65,6 +71,8 @@ def _keep(store: _Store, tap: str, value: Any) -> None:
 def _keep_output(store: _Store, tap: str, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
     if store.open:
         _keep(store, tap, output)
+        if store.until == tap:
+            raise _ReachedError
 
 
 def _keep_input(
@@ -171,11 +179,13 @@ class Tapped(nn.Module):
             return module.register_forward_pre_hook(partial(_keep_input, self._store, tap), with_kwargs=True)
         return module.register_forward_hook(partial(_keep_output, self._store, tap))
 
-    def forward(self, inputs: Inputs) -> Signals:
+    def forward(self, inputs: Inputs, until: str | None = None) -> Signals:
         """Run the network.
 
         Args:
             inputs: What the network takes, ``(N, ...)``, or such tensors by the names of its arguments.
+            until: A tapped path: nothing is computed after it, its tensor stands for the output, and the
+                taps are those that ran before it.
 
         Returns:
             Its output and the captured tensors by path; a network that answers with :class:`Signals` adds
@@ -187,7 +197,7 @@ class Tapped(nn.Module):
         """
         store = self._store
         store.clear()
-        store.open = True
+        store.open, store.until = True, until
         try:
             answer = self._run(inputs)
             own = answer if isinstance(answer, Signals) else None
@@ -202,6 +212,8 @@ class Tapped(nn.Module):
             if own is not None:
                 return Signals(output, {**own.taps, **taps}, own.head)
             return Signals(output, taps, answer.head if isinstance(answer, Projected) else None)
+        except _ReachedError:
+            return Signals(store.tensors[store.until or ""], dict(store.tensors))
         finally:
             store.clear()
 

@@ -61,6 +61,22 @@ def test_a_frozen_backbone_stays_as_it_is() -> None:
     torch.testing.assert_close(scheme.student.model.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_frozen_backbone_is_computed_as_far_as_its_last_exit_while_labels_alone_teach() -> None:
+    scheme = exits({"labels": {"weight": 0.7}, "kl": {"from": 0.5}}, train_backbone=False)
+    ran: list[str] = []
+    scheme.student.model[-1].register_forward_hook(lambda *_: ran.append("last"))
+    batch = batch_of(8)
+    scheme.progress = 0.4
+    parts = scheme(batch).parts
+    assert not ran
+    assert list(parts) == ["0.labels"]
+    scheme.progress = 0.6
+    whole = scheme(batch).parts
+    assert ran == ["last"]
+    assert set(whole) == {"0.labels", "0.kl"}
+    torch.testing.assert_close(whole["0.labels"].mean, parts["0.labels"].mean, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("term", ["rkd_distance", "similarity_preserving", "attention_transfer"])
 def test_exits_learn_by_relations_and_attention_too(term: str) -> None:
     scheme, batch = exits({"labels": {"weight": 0.7}, term: {"weight": 0.1}}), batch_of(16)

@@ -83,21 +83,24 @@ class WithExits(nn.Module):
         """The classifier itself."""
         return self.tapped.model
 
-    def forward(self, inputs: Tensor) -> Signals:
+    def forward(self, inputs: Tensor, *, whole: bool = True) -> Signals:
         """Answer at every exit.
 
         Args:
             inputs: What the classifier takes, ``(N, ...)``.
+            whole: Otherwise the network runs as far as its last exit, whose logits are then the output.
 
         Returns:
             The deepest logits as output; as taps ``exit:<path>`` the logits ``(N, classes)`` of each exit,
             ``feature:<path>`` its bottleneck and, under the path of the deepest layer, the deepest
             features.
         """
-        signals: Signals = self.tapped(inputs)
+        signals: Signals = self.tapped(inputs, until=None if whole else self.paths[-1])
         taps: dict[str, Tensor] = {}
         for path, head in zip(self.paths, self.exits, strict=True):
             taps[EXIT + path], taps[FEATURE + path] = head(signals.taps[path])
+        if not whole:
+            return Signals(taps[EXIT + self.paths[-1]], taps)
         deepest = signals.taps[self.deepest]
         taps[FEATURE + self.deepest] = deepest if deepest.dim() == 4 else pooled(deepest)
         return Signals(signals.output, taps)

@@ -26,7 +26,7 @@ class DeepSupervision(nn.Module):
 
     A term that compares logits sees an exit's answer and the deepest one's; a term that compares features
     sees the exit's bottleneck and the deepest features. The deepest answer learns from the labels alone,
-    at weight 1.
+    at weight 1. A network that does not learn is computed as far as its last exit while labels alone teach.
 
     Args:
         student: The network with its exits.
@@ -141,19 +141,20 @@ class DeepSupervision(nn.Module):
         return Offline(plain, None, self.objective.without_terms())
 
     def forward(self, batch: Batch, phase: str = "train") -> Step:
-        """One pass of the network with all exits.
+        """One pass of the network with all exits, or of what comes before the last one.
 
         Args:
             batch: What it sees.
             phase: ``train``.
 
         Returns:
-            The parts of the loss by ``exit.part``, and the deepest answer.
+            The parts of the loss by ``exit.part``, and the deepest answer that was computed.
         """
         if not self.train_backbone and self.student.model.training:  # someone called .train() on it
             self.student.model.eval()
-        answer: Signals = self.parts["student"](batch.input("student"))
-        lesson = self._lesson(answer)
+        whole = self.train_backbone or bool(self.objective.active(self.progress).keys() - {"labels"})
+        answer: Signals = self.parts["student"](batch.input("student"), whole=whole)
+        lesson = self._lesson(answer) if whole else None
         parts: dict[str, Share] = {}
         for path, objective in self._exits.items():
             mine = Signals(answer.taps[EXIT + path], answer.taps)
