@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,20 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from potstill.alive import Alive
 from potstill.data.tokens import TokenSet
 from potstill.experiment import Experiment
 from potstill.likeness import likeness
+from potstill.measure import Stopwatch, size_bytes
 from potstill.outcome import Outcome
 from potstill.perplexity import token_closeness
 from potstill.taps import first_tensor
 from potstill.tasks import LanguageModeling
 from potstill.verdict import mean_interval
 
-__all__ = ["Acceptance", "acceptance", "assisted", "continuations", "written"]
+__all__ = ["Acceptance", "Writing", "acceptance", "assisted", "continuations", "writing", "written"]
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 6, 24, 32
 SHOWN = 3
 DRAFTED = 4
+ROUNDS, LONGEST_SECONDS = 5, 20.0
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,34 @@ class Acceptance:
     tokens_a_pass: float = math.nan
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What it costs a network to write, with a cache of keys and values.
+
+    Attributes:
+        tokens_per_second: Median over rounds in which the networks took turns, all texts together.
+        peak_bytes: Its weights, and the most bytes of tensors at once beside them; on a GPU what its
+            allocator gave out.
+        texts: Texts that were written at once.
+        tokens: New tokens of each, after prompts of ``prompt_tokens``.
+        prompt_tokens: See there.
+        threads: Threads of the processor.
+    """
+
+    tokens_per_second: float
+    peak_bytes: int
+    texts: int
+    tokens: int
+    prompt_tokens: int
+    threads: int
+
+
 def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """Continuations of test documents by all networks, and the acceptance rate of control and student.
 
     Returns:
-        ``generations`` for the report, ``drafts``, an :class:`Acceptance` an arm, and its ``likeness`` to the
-        teacher; empty for other tasks.
+        ``generations`` for the report, ``drafts``, an :class:`Acceptance` an arm, its ``likeness`` to the
+        teacher, and ``writing``, a :class:`Writing` a network; empty for other tasks.
     """
     task, part = experiment.task, experiment.splits.test
     if not isinstance(task, LanguageModeling) or not isinstance(part, TokenSet):
@@ -92,7 +119,8 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     if teacher is not None:
         arms = {arm: network for arm, network in networks.items() if arm != "teacher"}
         alike = likeness(arms, teacher, part, task.tokenizer, experiment.recipe.seed)
-    return {"generations": rows, "drafts": drafts, "likeness": alike}
+    costs = writing(networks, prompts[:SHOWN], task.tokenizer) if len(prompts) else {}
+    return {"generations": rows, "drafts": drafts, "likeness": alike, "writing": costs}
 
 
 def _prompts(part: TokenSet) -> Tensor:
@@ -141,6 +169,49 @@ def _continued(network: Any, prompts: Tensor, tokenizer: Any, *, sample: bool, *
     )
     network.train(training)
     return made
+
+
+def writing(networks: Mapping[str, Any], prompts: Tensor, tokenizer: Any) -> dict[str, Writing]:
+    """What writing costs each network; every text is as long, so an end token ends none.
+
+    Args:
+        networks: Causal language models of transformers, by name.
+        prompts: Token ids ``(P, L)``, at least one.
+        tokenizer: Names the padding.
+    """
+    peaks = {name: size_bytes(each) + _peak(each, prompts, tokenizer) for name, each in networks.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    whole = Stopwatch()
+    for number in range(ROUNDS):
+        if number and whole.seconds > LONGEST_SECONDS:
+            break
+        for name, network in networks.items():
+            watch = Stopwatch()
+            _continued(network, prompts, tokenizer, sample=False, min_new_tokens=NEW_TOKENS)
+            seconds[name].append(watch.seconds)
+    sizes = {"texts": len(prompts), "tokens": NEW_TOKENS, "prompt_tokens": prompts.shape[1]}
+    return {
+        name: Writing(
+            tokens_per_second=len(prompts) * NEW_TOKENS / statistics.median(times),
+            peak_bytes=peaks[name],
+            threads=torch.get_num_threads(),
+            **sizes,
+        )
+        for name, times in seconds.items()
+    }
+
+
+def _peak(network: Any, prompts: Tensor, tokenizer: Any) -> int:
+    """Most bytes of tensors at once while a network writes, its weights not counted."""
+    if prompts.is_cuda:
+        torch.cuda.reset_peak_memory_stats(prompts.device)
+        before = torch.cuda.memory_allocated(prompts.device)
+        _continued(network, prompts, tokenizer, sample=False, min_new_tokens=NEW_TOKENS)
+        return int(torch.cuda.max_memory_allocated(prompts.device)) - before
+    alive = Alive()
+    with alive:
+        _continued(network, prompts, tokenizer, sample=False, min_new_tokens=NEW_TOKENS)
+    return alive.peak
 
 
 def assisted(found: Acceptance, student: Any, teacher: Any, prompts: Tensor, tokenizer: Any) -> Acceptance:

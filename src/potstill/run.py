@@ -24,6 +24,7 @@ from potstill.files import write_json
 from potstill.filling import conclude_cache, fill_cache
 from potstill.folder import RunFolder
 from potstill.generations import written
+from potstill.insides import insides
 from potstill.loaded import IN_MEMORY, LoadedRun, load_student
 from potstill.models.weights import load_weights
 from potstill.outcome import Shared, conclude, measure_models, predict_teacher
@@ -263,10 +264,13 @@ def report_cells(
     exits = decide(experiment, folder, outcome.shipped)
     warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
     texts, images = written(experiment, outcome), drawn(experiment, outcome)
+    alike_inside = insides(experiment, outcome)
     for arm, found in texts.get("drafts", {}).items():
         outcome.result["models"][arm]["drafts"] = asdict(found)
     for arm, alike in texts.get("likeness", {}).items():
         outcome.result["models"][arm]["likeness"] = alike
+    for name, cost in texts.get("writing", {}).items():
+        outcome.result["models"][name]["writing"] = asdict(cost)
     if exits is not None:
         outcome.result["early_exit"] = exits.figures
         echo(exits.summary)
@@ -283,6 +287,7 @@ def report_cells(
             generations=texts.get("generations", ()),
             likeness=texts.get("likeness", {}),
             pictures=images,
+            insides=alike_inside,
         )
         content.save(folder.content)
         write_json(folder.result, outcome.result)

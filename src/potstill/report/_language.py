@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from potstill.report._format import bytes_text, compact, percent
 from potstill.report._material import Material, section
 from potstill.report.content import TokenBin
 
@@ -28,8 +29,9 @@ def divergences(material: Material) -> str:
         if found.get(name)
     )
     lead = (
-        "How far the predictions on the test part are from the teacher's, in nats a token. A student that "
-        "uses its context comes closer to it along the text; rare tokens show what it has no room for."
+        "How far the predictions on the test part are from the teacher's, in nats a token, and how often "
+        "the likeliest token is the same. A student that uses its context comes closer to it along the "
+        "text; rare tokens show what it has no room for."
     )
     return section("tokens", "Where it differs from its teacher", f'<div class="pair">{figures}</div>', lead)
 
@@ -45,7 +47,7 @@ def _table(head: str, arms: Mapping[str, Sequence[TokenBin]]) -> str:
     for place, each in enumerate(bins):
         end = bins[place + 1].start - 1 if place + 1 < len(bins) else None
         cells = "".join(
-            f'<td><div class="guess"><span></span><b>{rows[place].mean:.3f}</b>'
+            f'<td><div class="guess"><span>{_same(rows[place])}</span><b>{rows[place].mean:.3f}</b>'
             f'<i class="{escape(arm)}" style="width:{100 * rows[place].mean / highest:.1f}%"></i></div></td>'
             for arm, rows in arms.items()
         )
@@ -55,6 +57,10 @@ def _table(head: str, arms: Mapping[str, Sequence[TokenBin]]) -> str:
         f'<table class="plain"><thead><tr><th scope="col">{head}</th>{columns}'
         f'<th scope="col" class="num">Tokens</th></tr></thead><tbody>{lines}</tbody></table>'
     )
+
+
+def _same(found: TokenBin) -> str:
+    return "" if found.agreement is None else f"{percent(found.agreement, 0)} same"
 
 
 def _range(start: int, end: int | None) -> str:
@@ -82,8 +88,40 @@ def generations(material: Material) -> str:
         "Each network goes on from the same beginning of a test document, always with its likeliest token; "
         "documents are spread evenly over the part, not picked."
     )
-    body = _likeness(material.content.likeness) + f'<div class="cards">{cards}</div>'
+    body = _likeness(material.content.likeness) + _writing(material) + f'<div class="cards">{cards}</div>'
     return section("generations", "What it writes", body, lead)
+
+
+def _writing(material: Material) -> str:
+    """What writing costs each network, and what its drafts are worth to the teacher."""
+    found = {arm: material.model(arm)["writing"] for arm in material.arms if "writing" in material.model(arm)}
+    if not found:
+        return ""
+    rows = ""
+    for arm, cost in found.items():
+        drafts = material.model(arm).get("drafts")
+        shown = ["–"] * 3
+        if drafts:
+            shares = [percent(drafts[name], 1) for name in ("rate", "measured")]
+            shown = [*shares, f"{drafts['tokens_a_pass']:.2f}"]
+        taken = "".join(f'<td class="num">{each}</td>' for each in shown)
+        rows += (
+            f'<tr><th scope="row"><span class="key {escape(arm)}"></span>{escape(arm.capitalize())}</th>'
+            f'<td class="num">{compact(cost["tokens_per_second"])}</td>'
+            f'<td class="num">{bytes_text(cost["peak_bytes"])}</td>{taken}</tr>'
+        )
+    one = next(iter(found.values()))
+    heads = ("Tokens a second", "Peak memory", "Drafts accepted", "Measured", "Tokens a pass of the teacher")
+    columns = "".join(f'<th scope="col" class="num">{head}</th>' for head in heads)
+    return (
+        f"<p>Writing {one['texts']} texts at once with a cache of keys and values, {one['tokens']} tokens "
+        f"each after {one['prompt_tokens']}, on {one['threads']} thread(s); memory is that of weights and "
+        "tensors. As a draft model for the teacher: the chance that it accepts a token over prefixes that it "
+        "sampled itself, and what transformers' assisted generation measured in rounds of four drafts, in "
+        "which all that follows a rejection is lost.</p>"
+        f'<div class="scroll"><table class="plain"><thead><tr><th scope="col"></th>{columns}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _likeness(arms: Mapping[str, Mapping[str, Any]]) -> str:

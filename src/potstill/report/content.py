@@ -221,11 +221,13 @@ class TokenBin:
         start: The lowest; the next bin's ends it.
         mean: Mean divergence of their predictions from the teacher's, in nats.
         count: Number of them.
+        agreement: Share of them whose likeliest token is the teacher's; ``None`` in older runs.
     """
 
     start: int
     mean: float
     count: int
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +254,7 @@ class ReportContent:
         generations: Beginnings of texts (``prompt``) and what each arm writes after them.
         likeness: Of each arm's answers to the teacher's, as ``likeness`` gives it.
         pictures: A few test images and what generators make of them.
+        insides: How alike each arm's layers are to the teacher's, as ``insides`` gives it.
     """
 
     title: str
@@ -272,6 +275,7 @@ class ReportContent:
     generations: tuple[Mapping[str, str], ...] = ()
     likeness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: tuple[PictureRow, ...] = ()
+    insides: Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and then renamed."""

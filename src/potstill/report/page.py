@@ -11,6 +11,7 @@ from potstill.report._details import dark_knowledge, matched, provenance, views
 from potstill.report._exits import exits
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
+from potstill.report._insides import insides
 from potstill.report._language import divergences, generations
 from potstill.report._material import Material, read, read_beside
 from potstill.report._networks import networks
@@ -54,6 +55,7 @@ def _page(material: Material) -> str:
         trade_offs(material),
         classes(material),
         divergences(material),
+        insides(material),
         generations(material),
         dark_knowledge(material),
         calibration(material),

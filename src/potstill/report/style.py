@@ -151,6 +151,12 @@ min-width:1px}
 .lines{display:flex;flex-wrap:wrap;gap:4px 22px;margin:14px 0 0;font-size:13.5px;color:var(--soft)}
 .lines span{display:flex;align-items:center;gap:8px}
 .lines svg{width:34px}
+.scroll .field{min-width:0;width:auto;font-size:12px}
+.field th,.field td{position:relative;padding:3px 5px;min-width:14px;text-align:center;border:0!important}
+.field th{color:var(--soft)}
+.field i{position:absolute;inset:1px;background:var(--arm);z-index:-1;border-radius:2px}
+.field td{isolation:isolate}
+.field .best{outline:1.5px solid var(--arm);outline-offset:-1px}
 .meter{display:block;height:5px;margin-top:6px;border-radius:3px;background:var(--grid);min-width:90px}
 .meter i{display:block;height:100%;border-radius:3px;background:var(--student)}
 .lost{color:var(--down)}

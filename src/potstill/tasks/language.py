@@ -284,7 +284,7 @@ class LanguageModeling:
             save_adapters(model, path.parent / "adapter")
 
     def evidence(self, answers: Mapping[str, Answers], part: TokenSet, temperature: float) -> dict[str, Any]:
-        """Divergence from the teacher by position in the document and by frequency of the token."""
+        """How far from the teacher, and how often the same, by position and by frequency of the token."""
         del temperature
         if "teacher" not in answers or self.teacher is None:
             return {}
@@ -296,19 +296,26 @@ class LanguageModeling:
             "position": (part.packed.positions[where], POSITIONS),
             "frequency": (seen[part.targets[where]], FREQUENCIES),
         }
+        same = answers["teacher"][0, ..., CHOICE]
         return {
             "divergences": {
                 name: {
-                    arm: tuple(
-                        TokenBin(**row)
-                        for row in means_by(values[..., KL].mean(axis=0)[where], places, edges)
-                    )
+                    arm: _bins(values, same, where, places, edges)
                     for arm, values in answers.items()
                     if arm != "teacher"
                 }
                 for name, (places, edges) in keys.items()
             }
         }
+
+
+def _bins(
+    values: Answers, same: Answers, where: NDArray[Any], places: NDArray[Any], edges: Sequence[int]
+) -> tuple[TokenBin, ...]:
+    """Divergence and agreement of answers ``(S, R, L, 4)`` by a key of their tokens."""
+    far = means_by(values[..., KL].mean(axis=0)[where], places, edges)
+    alike = means_by((values[..., CHOICE] == same).mean(axis=0)[where], places, edges)
+    return tuple(TokenBin(**row, agreement=other["mean"]) for row, other in zip(far, alike, strict=True))
 
 
 def _logits(model: nn.Module, batch: Batch, role: str) -> Tensor:
