@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from potstill.config import from_mapping, load
 from potstill.errors import UserError
 from potstill.folder import RunFolder
 from potstill.measure import parameters
+from potstill.report import ReportContent
 from potstill.run import Result, execute
 from potstill.tasks import Detection
 from tests.shapes import SIDE, tiny, write_shapes
@@ -91,7 +93,38 @@ def test_a_detector_is_taught_and_compared(folder: Path, taught: tuple[Path, Res
     assert set(models) == {"teacher", "control", "student"}
     assert models["student"]["parameters"] < models["teacher"]["parameters"]
     assert models["teacher"]["map"] == pytest.approx(taught[1].data["models"]["student"]["map"], abs=1e-4)
-    assert found.report.is_file()
+    _check_page(found, tmp_path / "run")
+
+
+def _check_page(found: Result, run: Path) -> None:
+    """The page shows boxes, curves and where hints were taken; regions add up to their terms."""
+    content = ReportContent.load(run / "report.json")
+    shown = content.detected
+    assert shown is not None
+    assert {row.name for row in shown.counts} == {"square", "disc"}
+    for row in shown.counts:
+        assert row.found["student"] - row.found["control"] == pytest.approx(
+            (row.gained or 0) - (row.lost or 0)
+        )
+    for curve, row in zip(shown.curves, shown.counts, strict=True):
+        assert curve.objects == row.objects
+        mean = sum(curve.precision["student"][1]) / 101  # the area is the average precision
+        assert 0 <= mean <= 1
+    assert {hint.term for hint in shown.hints} == {"region_hint", "sure"} or not shown.scenes
+    assert [row.name for row in content.differences] == ["square", "disc"]
+    page = found.report.read_text()
+    for name in ("scenes", "classes", "curves", "regions"):
+        assert f'<section id="{name}">' in page
+    assert page.count("<use href=") == 3 * len(shown.scenes)
+    assert (run / "views.png").is_file()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = [row for row in rows if "regions" in row]
+    assert {row["arm"] for row in told} == {"student"}
+    for name in ("weighted_classes", "bounded_regression", "region_hint"):
+        for row in told:
+            parts = [value for key, value in row["regions"].items() if key.partition("/")[0] == name]
+            assert len(parts) >= 2
+            assert sum(parts) == pytest.approx(row["weighted"][name], rel=1e-3, abs=1e-6)
 
 
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
@@ -142,8 +175,6 @@ def test_a_teacher_that_finds_nothing_is_refused(folder: Path, tmp_path: Path) -
 def test_a_teacher_of_other_classes_is_refused(
     folder: Path, taught: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    import json
-
     raw = json.loads((folder / "shapes.json").read_text())
     raw["categories"].reverse()
     for category in raw["categories"]:

@@ -89,14 +89,17 @@ class Matches:
     images: int
     classes: int
 
-    def _values(self, area: str = "all", weights: ArrayLike | None = None) -> NDArray[np.float64]:
-        """Average precision by class and threshold, ``(C, 10)``."""
+    def _values(
+        self, area: str = "all", weights: ArrayLike | None = None, label: int | None = None
+    ) -> NDArray[np.float64]:
+        """Average precision by class and threshold, ``(C, 10)``; of one class ``(1, 10)``."""
         each = np.ones(self.images) if weights is None else np.asarray(weights, dtype=np.float64)
-        return np.stack([self.ranked[label, area].precision(each) for label in range(1, self.classes + 1)])
+        labels = range(1, self.classes + 1) if label is None else [label]
+        return np.stack([self.ranked[one, area].precision(each) for one in labels])
 
-    def mean(self, weights: ArrayLike | None = None) -> float:
-        """The mean over overlaps from 0.5 to 0.95; 0 where there is nothing to find."""
-        return _mean(self._values(weights=weights))
+    def mean(self, weights: ArrayLike | None = None, label: int | None = None) -> float:
+        """The mean over overlaps from 0.5 to 0.95, of all classes or one; 0 without objects."""
+        return _mean(self._values(weights=weights, label=label))
 
     def by_overlap(self) -> tuple[float, float]:
         """The mean at an overlap of 0.5, and of 0.75."""
@@ -112,8 +115,8 @@ class Matches:
         """Mean of each class; ``None`` without an object."""
         return [None if np.isnan(row).all() else _mean(row) for row in self._values()]
 
-    def jackknife(self) -> NDArray[np.float64]:
-        """Pseudo-values ``(N,)``: what each image adds to mAP.
+    def jackknife(self, label: int | None = None) -> NDArray[np.float64]:
+        """Pseudo-values ``(N,)``: what each image adds to mAP, or to the average precision of one class.
 
         Formula: ``N * mAP - (N - 1) * mAP without the image``. Their mean is mAP less its bias, their
         variance over N that of mAP.
@@ -121,11 +124,11 @@ class Matches:
         Reference:
             Tukey, "Bias and confidence in not quite large samples", 1958
         """
-        count, whole = self.images, self.mean()
+        count, whole = self.images, self.mean(label=label)
         if count < 2:
             return np.full(count, whole)
         weights = 1.0 - np.eye(count)
-        without = np.array([self.mean(row) for row in weights])
+        without = np.array([self.mean(row, label) for row in weights])
         return count * whole - (count - 1) * without
 
     def bootstrap(self, samples: int = 200, seed: int = 0) -> NDArray[np.float64]:

@@ -151,11 +151,13 @@ class Share:
         total: Sum over valid predictions, 0-d, differentiable.
         count: Number of valid predictions that were summed (1 for a loss over a set).
         weight: What the part is multiplied by, schedule included.
+        regions: What the total is the sum of, by name, without gradients, where a term tells it.
     """
 
     total: Tensor
     count: float
     weight: float
+    regions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
+from potstill.layers import PlannedPair
+from potstill.losses.detection import inside_boxes, region_weights
 from potstill.losses.reduce import mean_over_rows
 from potstill.terms import Term
 
-__all__ = ["HEADED", "of_heads", "shown_boxes"]
+__all__ = ["HEADED", "by_region", "of_heads", "shown_boxes"]
 
 HEADED = ("classes", "scores", "boxes")
 HEADS = ("rpn", "box")
@@ -45,6 +49,19 @@ def of_heads(term: Term, student: Signals, teacher: Signals) -> Tensor:
 
 
 def _of_head(term: Term, head: str, student: Signals, teacher: Signals) -> Tensor:
+    values, where = _of_regions(term, head, student, teacher)
+    if term.signal == "scores":
+        return values.sum(dim=1) / _objects(head, student)
+    return mean_over_rows(values, where)
+
+
+def _objects(head: str, student: Signals) -> Tensor:
+    """Regions of each image that have an object, ``(N,)``, at least 1."""
+    return (student.taps[f"{head}.labels"] > 0).sum(dim=1).clamp(min=1)
+
+
+def _of_regions(term: Term, head: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+    """What a term measures in each region of a head, and which regions count, ``(N, R)``."""
     name = f"{head}.{term.signal}"
     if name not in teacher.taps:
         raise UserError(
@@ -58,12 +75,46 @@ def _of_head(term: Term, head: str, student: Signals, teacher: Signals) -> Tenso
         where, target = labels > 0, student.taps[f"{head}.deltas"]
         ours, theirs = _of_class(ours, labels), _of_class(theirs, labels)
     try:
-        values = term.function(ours, theirs, target, where=where, **term.options)
+        return term.function(ours, theirs, target, where=where, **term.options), where
     except ValueError as error:
         raise UserError(term.where, str(error)) from error
-    if term.signal == "scores":
-        return values.sum(dim=1) / (labels > 0).sum(dim=1).clamp(min=1)
-    return mean_over_rows(values, where)
+
+
+@torch.no_grad()
+def by_region(
+    term: Term, pairs: Sequence[PlannedPair], student: Signals, teacher: Signals, batch: Batch
+) -> dict[str, Tensor]:
+    """What a term's sum over a batch is the sum of: by head, and by objects and background; for the report.
+
+    Args:
+        term: A term; of others than those of detectors nothing is told.
+        pairs: Its planned pairs of layers.
+        student: What the student answered.
+        teacher: What the teacher answered.
+        batch: What both answered to.
+    """
+    if term.signal in HEADED:
+        found = {}
+        for head in [head for head in HEADS if f"{head}.{term.signal}" in student.taps]:
+            values, where = _of_regions(term, head, student, teacher)
+            count = _objects(head, student) if term.signal == "scores" else where.sum(dim=1).clamp(min=1)
+            shares = values.masked_fill(~where, 0.0) / count[:, None]
+            front = student.taps[f"{head}.labels"] > 0
+            found[f"{head}, objects"] = shares.masked_fill(~front, 0.0).sum()
+            found[f"{head}, background"] = shares.masked_fill(front, 0.0).sum()
+        return {name: total for name, total in found.items() if term.signal != "boxes" or "objects" in name}
+    if "regions" not in term.options or batch.target is None or batch.target.dim() != 3:
+        return {}
+    boxes, inside, whole = shown_boxes(term, teacher, batch), [], []
+    for pair in pairs:
+        ours, theirs = student.taps[pair.key], teacher.taps[pair.teacher]
+        weights = region_weights(boxes, theirs, term.options["regions"], term.options["background"])
+        values = (ours.to(weights) - theirs.to(weights)).square().mean(dim=1) * weights
+        inside.append(values.masked_fill(~inside_boxes(batch.target, *values.shape[1:]), 0.0).sum())
+        whole.append(values.sum())
+    over = 1 if term.spec.combine == "sum" else len(pairs)
+    near, total = torch.stack(inside).sum() / over, torch.stack(whole).sum() / over
+    return {"objects": near, "background": total - near}
 
 
 def _of_class(boxes: Tensor, labels: Tensor) -> Tensor:

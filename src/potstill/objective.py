@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch, Inputs, Share, Signals
 from potstill.comparison import any_valid, compare, total_of
+from potstill.detected import by_region
 from potstill.errors import UserError
 from potstill.fused import fused_shares
 from potstill.layers import PlannedPair, plan_layers
@@ -239,7 +240,8 @@ class Objective:
                     assert teacher is not None, "an active term needs the teacher's answer"
                     pairs = [pair for pair in self.plan if pair.term == term.name]
                     total = compare(term, pairs, student, teacher, batch, matchers)
-                    parts[term.name] = Share(total, counts[term.name], weights[term.name])
+                    regions = by_region(term, pairs, student, teacher, batch)
+                    parts[term.name] = Share(total, counts[term.name], weights[term.name], regions)
         return parts
 
     def without_terms(self) -> Objective:

@@ -24,6 +24,7 @@ from potstill.files import write_json
 from potstill.filling import conclude_cache, fill_cache
 from potstill.folder import RunFolder
 from potstill.generations import written
+from potstill.hints import hints
 from potstill.insides import insides
 from potstill.loaded import IN_MEMORY, LoadedRun, load_student
 from potstill.models.weights import load_weights
@@ -289,6 +290,9 @@ def report_cells(
             pictures=images,
             insides=alike_inside,
         )
+        if content.detected is not None:
+            shown = [scene.index for scene in content.detected.scenes[:2]]
+            content = replace(content, detected=replace(content.detected, hints=hints(experiment, shown)))
         content.save(folder.content)
         write_json(folder.result, outcome.result)
         render(folder.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,13 @@ from torch import Tensor
 
 from potstill import distributed
 from potstill.augment import AugmentConfig
+from potstill.data.boxes import BoxSet
+from potstill.data.dataset import LabelledSet
 from potstill.experiment import Experiment
 from potstill.files import write_bytes
-from potstill.tasks import Classification
+from potstill.models.preprocessing import Preprocessing
+from potstill.report.scenes import COLOURS
+from potstill.tasks import Classification, Detection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +34,11 @@ CAPTION = 13
 MOST_LETTERS = 24
 """Longer names end in dots; shorter ones make the columns as wide as they need."""
 GAP = 4
+BOXED, BOXED_VIEWS = 4, 3
+"""Fewer of images with boxes, which are large."""
+
+Column = tuple[Tensor, list[str]]
+"""Pictures of bytes ``(N, C, H, W)`` and their captions."""
 
 
 def write_views(experiment: Experiment, path: Path) -> bool:
@@ -40,32 +49,43 @@ def write_views(experiment: Experiment, path: Path) -> bool:
         path: The PNG file.
 
     Returns:
-        Whether there is anything to see: nothing is written where the recipe augments nothing.
+        Whether there is anything to see: of classifiers nothing where the recipe augments nothing; boxes of
+        detectors are drawn in any case, as labels are worth a look.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    if experiment.recipe.augment == AugmentConfig() or not isinstance(experiment.task, Classification):
+    task = experiment.task
+    plain = experiment.recipe.augment == AugmentConfig()
+    if not isinstance(task, Detection) and (plain or not isinstance(task, Classification)):
         return False
     if distributed.is_main():
         buffer = io.BytesIO()
-        _grid(experiment, _first_of_classes(experiment)).save(buffer, format="PNG", optimize=True)
+        positions = _first_of_classes(experiment.splits.train)
+        columns = (
+            _boxed(experiment, positions) if isinstance(task, Detection) else _columns(experiment, positions)
+        )
+        _grid(columns).save(buffer, format="PNG", optimize=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, buffer.getvalue())
     return True
 
 
-def _first_of_classes(experiment: Experiment) -> list[int]:
-    _, first = np.unique(experiment.splits.train.labels.numpy(), return_index=True)
+def _first_of_classes(part: LabelledSet | BoxSet) -> list[int]:
+    if isinstance(part, BoxSet):
+        labels = np.array([box.label for image in part.annotated for box in image.boxes])
+        places = np.repeat(np.arange(len(part)), [len(image.boxes) for image in part.annotated])
+        first = places[np.unique(labels, return_index=True)[1]]
+        return [int(position) for position in dict.fromkeys([*first, *np.unique(places)])][:BOXED]
+    _, first = np.unique(part.labels.numpy(), return_index=True)
     return [int(position) for position in first[:SAMPLES]]
 
 
-def _grid(experiment: Experiment, positions: list[int]) -> Image:
+def _grid(columns: Sequence[Column]) -> Image:
     """Rows of samples, columns of views, with the target under each picture."""
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
-    columns = _columns(experiment, positions)
     height, width = columns[0][0].shape[2:]
     scale = max(1, -(-LEAST_SIDE // min(height, width)))
     pen = ImageDraw.Draw(Pillow.new("RGB", (1, 1)))
@@ -73,7 +93,7 @@ def _grid(experiment: Experiment, positions: list[int]) -> Image:
     wide = max(width * scale, *(math.ceil(pen.textlength(line)) for line in lines))
     tall = CAPTION * max(caption.count("\n") + 1 for _, captions in columns for caption in captions)
     across, down = wide + GAP, height * scale + tall + GAP
-    sheet = Pillow.new("RGB", (len(columns) * across + GAP, len(positions) * down + GAP), "white")
+    sheet = Pillow.new("RGB", (len(columns) * across + GAP, len(columns[0][0]) * down + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (images, captions) in enumerate(columns):
         for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
@@ -85,7 +105,7 @@ def _grid(experiment: Experiment, positions: list[int]) -> Image:
     return sheet
 
 
-def _columns(experiment: Experiment, positions: list[int]) -> list[tuple[Tensor, list[str]]]:
+def _columns(experiment: Experiment, positions: list[int]) -> list[Column]:
     """The samples themselves and each of their views: bytes ``(N, C, H, W)`` and captions."""
     task, seed = _task(experiment), experiment.recipe.seed
     loader, prepare = experiment.training(seed)
@@ -100,6 +120,50 @@ def _columns(experiment: Experiment, positions: list[int]) -> list[tuple[Tensor,
     return columns
 
 
+def _boxed(experiment: Experiment, positions: list[int]) -> list[Column]:
+    """The same of images with boxes, which are drawn in; captions say how many there are."""
+    task, seed = experiment.task, experiment.recipe.seed
+    assert isinstance(task, Detection), "only images with boxes"
+    view = task.preprocessing["student"]
+    loader, prepare = experiment.training(seed)
+    plain = task.plain_batch(*experiment.splits.train.__getitems__(positions))
+    columns = []
+    for batch in [plain, *(prepare(*loader.read(positions, place), place) for place in range(BOXED_VIEWS))]:
+        inputs = batch.input("student")
+        assert isinstance(inputs, Mapping), "a detector takes tensors by name"
+        assert batch.target is not None, "images come with boxes"
+        images = _pictures(inputs["images"], view)
+        drawn = [_with_boxes(*each) for each in zip(images, batch.target.cpu(), strict=True)]
+        captions = [_counted(target[:, 4], task.class_names) for target in batch.target]
+        columns.append((torch.stack(drawn), captions))
+    return columns
+
+
+def _with_boxes(image: Tensor, target: Tensor) -> Tensor:
+    """An image ``(3, H, W)`` of bytes with its boxes ``(n, 5)``: shares of the image, and a class."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    drawn = Pillow.fromarray(image.permute(1, 2, 0).numpy())
+    pen = ImageDraw.Draw(drawn)
+    for *shares, label in target.tolist():
+        if label > 0:
+            corners = [share * (drawn.width, drawn.height)[side % 2] for side, share in enumerate(shares)]
+            pen.rectangle(corners, outline=COLOURS[(int(label) - 1) % len(COLOURS)], width=2)
+    return torch.from_numpy(np.array(drawn)).permute(2, 0, 1)
+
+
+def _counted(labels: Tensor, names: Sequence[str]) -> str:
+    """How many boxes of each class there are, a line each three.
+
+    >>> _counted(torch.tensor([1.0, 1.0, 2.0, 0.0]), ("cell", "platelet"))
+    '2 cell, 1 platelet'
+    """
+    counts = [f"{int((labels == place).sum())} {name}" for place, name in enumerate(names, start=1)]
+    there = [each for each in counts if not each.startswith("0 ")] or ["no box"]
+    return "\n".join(", ".join(there[start : start + 3]) for start in range(0, len(there), 3))
+
+
 def _task(experiment: Experiment) -> Classification:
     assert isinstance(experiment.task, Classification), "only images are augmented"
     return experiment.task
@@ -108,9 +172,14 @@ def _task(experiment: Experiment) -> Classification:
 def _bytes(experiment: Experiment, inputs: Tensor) -> Tensor:
     """What the student takes, back in the range of pictures."""
     view = _task(experiment).preprocessing["student"]
+    return _pictures(inputs, view, stretch=experiment.splits.train.floats)
+
+
+def _pictures(inputs: Tensor, view: Preprocessing, *, stretch: bool = False) -> Tensor:
+    """Normalised images as bytes; those of an unknown range from the least to the greatest value."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (view.mean, view.std))
     images = inputs.detach().float().cpu().contiguous() * std + mean
-    if experiment.splits.train.floats:  # of an unknown range: from the least to the greatest value
+    if stretch:
         images = (images - images.amin()) / (images.amax() - images.amin()).clamp_min(1e-12)
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 

@@ -89,9 +89,13 @@ class BoxSet(SampleSet):
 
     def scale(self, position: int) -> float:
         """Pixels of the given image for one of the file's."""
-        image = self.annotated[position]
-        height, width = image.size or size_of(image.path)
+        height, width = self.file_size(position)
         return min(self.size[0] / height, self.size[1] / width)
+
+    def file_size(self, position: int) -> tuple[int, int]:
+        """Height and width of the file's image."""
+        image = self.annotated[position]
+        return image.size or size_of(image.path)
 
     def subset(self, indices: Sequence[int]) -> BoxSet:
         """The images at ``indices``, renumbered from 0."""

@@ -78,6 +78,11 @@ def views(material: Material) -> str:
         "A training image of some classes in the first column, then its views of the first epochs, as the "
         "student saw them; teacher and student always see the same view. Below each is its target."
     )
+    if material.result["task"] == "detection":
+        lead = (
+            "Training images with their boxes in the first column, then their views of the first epochs, as "
+            "the student saw them: boxes move with their image. Teacher and student see the same view."
+        )
     source = "data:image/png;base64," + base64.b64encode(material.views).decode("ascii")
     alt = "training images and their augmented views"
     body = f'<div class="scroll"><img class="views" src="{source}" alt="{alt}"></div>'

@@ -28,7 +28,7 @@ def learning(material: Material) -> str:
         if not bands:
             continue
         share = key == material.metric and material.shares
-        name = f"Validation {key}"
+        name = f"Validation {key if key == 'loss' else material.metric_name}"
         chart = curves(
             bands,
             label=f"{name} of {' and '.join(band.arm for band in bands)} over the epochs",
@@ -75,7 +75,7 @@ def history_band(histories: Sequence[History], arm: str, key: str) -> Band | Non
 
 def trade_offs(material: Material) -> str:
     """The metric against parameters and against latency."""
-    metric, write = escape(material.metric).capitalize(), percent if material.shares else material.written
+    metric, write = material.metric_title, percent if material.shares else material.written
     if material.content.pictures:  # of a reference itself there is no finite PSNR
         metric, write = "Structural similarity", "{:.3f}".format
     figures = ""
@@ -141,7 +141,7 @@ def classes(material: Material) -> str:
         f'<th scope="col" class="num">Points</th></tr></thead><tbody>{body}</tbody></table>'
     )
     lead = (
-        f"{escape(material.metric).capitalize()} by class, the greatest gain first. Marks are filled where "
+        f"{material.metric_title} by class, the greatest gain first. Marks are filled where "
         "the interval does not hold 0; of twenty classes without any effect one would stand out by chance."
     )
     if left_out > 0:

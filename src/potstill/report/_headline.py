@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 
 from potstill.report._format import (
@@ -34,7 +35,7 @@ def headline(material: Material) -> str:
 
 def _sentence(material: Material) -> str:
     result = material.result
-    metric = escape(material.metric)
+    metric = escape(material.metric_name)
     if result.get("verdict") is None:
         return (
             f"The student reaches {material.written(material.score('student'))} {metric}; "
@@ -80,15 +81,17 @@ def _gauge(material: Material) -> str:
 
 
 def _facts(material: Material) -> str:
-    facts = [(material.written(material.score("student"), 1), f"{escape(material.metric)} of the student")]
+    facts = [
+        (material.written(material.score("student"), 1), f"{escape(material.metric_name)} of the student")
+    ]
     if "teacher" not in material.arms:
         if "control" in material.arms:
             score = material.written(material.score("control"), 1)
-            facts.append((score, f"{escape(material.metric)} of the control"))
+            facts.append((score, f"{escape(material.metric_name)} of the control"))
         return _listed(facts)
     teacher, student = material.model("teacher"), material.model("student")
     kept = material.score("student") / max(material.score("teacher"), 1e-9)
-    metric = escape(material.metric)
+    metric = escape(material.metric_name)
     if material.shares:
         facts.append((percent(kept, 1), f"of the teacher's {metric} kept"))
     elif material.content.pictures:  # a teacher may be the reference itself, at no error
@@ -173,7 +176,7 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
         return lambda arm: "" if material.model(arm).get(key) is None else write(material.model(arm)[key])
 
     yield (
-        f"{escape(material.metric).capitalize()} on the test part",
+        f"{material.metric_title} on the test part",
         [
             (
                 "Mean over seeds" if material.num_seeds > 1 else "One seed",
@@ -185,6 +188,7 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
             ("Best epoch", _chosen(material, "best"), value("best", material.written)),
         ],
     )
+    yield "Average precision of boxes", list(_boxes(material))
     yield (
         "Size",
         [
@@ -201,7 +205,7 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
         ],
     )
     yield (
-        "Quality of the probabilities",
+        "Beside the teacher" if material.result["task"] == "detection" else "Quality of the probabilities",
         [
             ("Calibration error", "0 is best", value("ece", percent)),
             ("Same answer as teacher", "", value("agreement", percent)),
@@ -213,6 +217,27 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
             ),
         ],
     )
+
+
+def _boxes(material: Material) -> Iterator[tuple[str, str, Cell]]:
+    """Rows of a detector: by overlap, and by size of the objects."""
+    for key, name in (("map50", "At an overlap of 0.5"), ("map75", "At an overlap of 0.75")):
+        yield name, "", partial(_of_overlap, material, key)
+    sizes = (("small", "below 32² pixels"), ("medium", "32² to 96²"), ("large", "above"))
+    for size, hint in sizes:
+        yield f"{size.capitalize()} objects", hint, partial(_of_size, material, size)
+
+
+def _of_overlap(material: Material, key: str, arm: str) -> str:
+    return _share(material.model(arm).get(key))
+
+
+def _of_size(material: Material, size: str, arm: str) -> str:
+    return _share((material.model(arm).get("by_size") or {}).get(size))
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else percent(value)
 
 
 def _chosen(material: Material, which: str) -> str:

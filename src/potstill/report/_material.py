@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ class Material:
         return str(self.result["metric"])
 
     @property
+    def metric_name(self) -> str:
+        """The metric as people write it, such as ``accuracy`` or ``mAP``."""
+        return {"map": "mAP", "psnr": "PSNR"}.get(self.metric, self.metric)
+
+    @property
+    def metric_title(self) -> str:
+        """The same at the beginning of a title, as HTML."""
+        name = escape(self.metric_name)
+        return name.capitalize() if name.islower() else name
+
+    @property
     def shares(self) -> bool:
         """Whether the metric is a fraction."""
         return self.metric in SHARES
@@ -73,7 +85,8 @@ class Material:
     @property
     def sample(self) -> str:
         """What one sample of the task is called."""
-        names = {"classification": "image", "image_to_image": "image", "text_classification": "text"}
+        names = dict.fromkeys(("classification", "image_to_image", "detection"), "image")
+        names |= {"text_classification": "text"}
         return names.get(self.result["task"], "sample")
 
     @property

@@ -37,7 +37,7 @@ def networks(material: Material) -> str:
             material.model("control").get("per_seed") or [],
             "the student's network alone",
         )
-    metric = escape(material.metric).capitalize()
+    metric = material.metric_title
     heads = f'<th scope="col">Network</th><th scope="col" class="num">{metric}</th>'
     heads += '<th scope="col">Each seed</th>'
     gains = f"Over the control, {escape(material.gain_unit)}, 95 % interval" if over else ""
@@ -87,7 +87,7 @@ def _course(material: Material, names: Sequence[str]) -> str:
     if len(bands) < 2:
         return ""
     label = f"validation {material.metric} of {', '.join(band.label for band in bands)} over the epochs"
-    title = f"Validation {escape(material.metric)} of each, and of all together"
+    title = f"Validation {escape(material.metric_name)} of each, and of all together"
     chart = curves(bands, label=label, x_title="epoch", fractions=material.shares)
     return f"<figure><h3>{title}</h3>{chart}</figure>"
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from potstill.errors import UserError
 from potstill.files import write_json
+from potstill.report.scenes import Detected
 
 __all__ = [
     "Answer",
@@ -255,6 +256,7 @@ class ReportContent:
         likeness: Of each arm's answers to the teacher's, as ``likeness`` gives it.
         pictures: A few test images and what generators make of them.
         insides: How alike each arm's layers are to the teacher's, as ``insides`` gives it.
+        detected: Of detectors, what the arms see.
     """
 
     title: str
@@ -276,6 +278,7 @@ class ReportContent:
     likeness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: tuple[PictureRow, ...] = ()
     insides: Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]] = field(default_factory=dict)
+    detected: Detected | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON, aside and then renamed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from potstill._version import __version__
 from potstill.files import write_text
 from potstill.report._details import dark_knowledge, matched, provenance, views
+from potstill.report._detection import scenes
 from potstill.report._exits import exits
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
@@ -17,6 +18,7 @@ from potstill.report._material import Material, read, read_beside
 from potstill.report._networks import networks
 from potstill.report._pictures import pictures
 from potstill.report._prune import rounds
+from potstill.report._regions import precision_curves, regions
 from potstill.report.style import SCRIPT, STYLE
 
 __all__ = ["document", "render"]
@@ -53,7 +55,10 @@ def _page(material: Material) -> str:
         exits(material),
         learning(material),
         trade_offs(material),
+        scenes(material),
         classes(material),
+        precision_curves(material),
+        regions(material),
         divergences(material),
         insides(material),
         generations(material),

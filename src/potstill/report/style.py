@@ -178,6 +178,23 @@ background:linear-gradient(90deg,#0a0814,#54185c,#c43e3c,#f89e32,#fff6c4)}
 .zoom input{accent-color:var(--student);width:min(260px,60%)}
 .measures small{display:block}
 .measures .wide{width:34%}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:14px;
+margin:0 0 30px}
+.panels figcaption,.triple figcaption{font-size:13px;line-height:1.4;margin-top:5px}
+td .below{display:block}
+.lines+h4{margin-top:26px}
+.triple code{overflow-wrap:anywhere}
+img.wide{display:block;width:100%;height:auto;border-radius:4px}
+svg.scene{overflow:hidden;border-radius:4px}
+svg .box{fill:none;stroke:var(--box);stroke-width:1.8;vector-effect:non-scaling-stroke;
+filter:drop-shadow(0 0 .7px #000)}
+svg .box.gained{stroke-width:3.5;fill:var(--box);fill-opacity:.28;filter:none}
+svg .box.missed{stroke:#fff;stroke-width:1.5;stroke-dasharray:4 3}
+svg .box.wrong{stroke:#ff1f1f;stroke-width:1.5}
+.shares{display:flex;height:12px;min-width:160px;border-radius:3px;overflow:hidden}
+.shares i{display:block;height:100%;border-right:1px solid var(--paper)}
+.shares .front{background:var(--student)}
+.shares .back{background:var(--control);opacity:.55}
 .copyable{margin-bottom:22px}
 .copyable .bar{display:flex;justify-content:space-between;align-items:center;margin-bottom:8px}
 .copyable .bar h3{margin:0}

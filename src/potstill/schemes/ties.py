@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def tied(parts: dict[str, Share], idle: Sequence[Tensor]) -> dict[str, Share]:
     if not idle or not parts:
         return parts
     name, part = next(iter(parts.items()))
-    return {**parts, name: Share(_Tied.apply(part.total, *idle), part.count, part.weight)}
+    return {**parts, name: replace(part, total=_Tied.apply(part.total, *idle))}
 
 
 class _Tied(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from potstill import distributed
 from potstill.augment import Augment, AugmentConfig, Scene
-from potstill.average_precision import Matches, Truth, match
+from potstill.average_precision import Matches
 from potstill.batch import Batch, Signals, ask
 from potstill.data.boxes import BoxSet
 from potstill.data.loader import Loader
@@ -22,16 +22,19 @@ from potstill.errors import UserError
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import save_weights
+from potstill.report.content import ClassDifference
 from potstill.taps import first_tensor
+from potstill.tasks.box_evidence import detected
+from potstill.tasks.box_figures import class_differences
 from potstill.tasks.contract import Answers
+from potstill.tasks.found_boxes import ROWS, agreement, in_files, joined, matched, summed_up, truth_of
 from potstill.verdict import mean_interval
 
 __all__ = ["Detection"]
 
-ROWS, COLUMNS = 100, 6
+COLUMNS = 6
 WORTHLESS = 0.05
 """A teacher whose boxes overlap the truth by half no better than this has nothing to teach."""
-SURE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,21 +161,14 @@ class Detection:
         model.train(training)
         return distributed.sum_tensor(rows)
 
-    def _matched(self, answers: NDArray[Any], part: BoxSet) -> Matches:
-        """Answers ``(N, 100, 6)`` matched with the truth, in pixels of the files."""
-        truth, found = [], []
-        for position, image in enumerate(part.annotated):
-            corners = np.array([box.corners for box in image.boxes], dtype=np.float64).reshape(-1, 4)
-            labels = np.array([box.label + 1 for box in image.boxes], dtype=np.int64)
-            truth.append(Truth(corners, labels, np.array([box.crowd for box in image.boxes], dtype=bool)))
-            found.append(answers[position] / np.array([*[part.scale(position)] * 4, 1.0, 1.0]))
-        return match(truth, found, self.num_classes)
-
     def score(self, answers: Tensor, loader: Loader) -> dict[str, float]:
         """``map`` and ``map50`` of answers."""
         assert isinstance(loader.dataset, BoxSet), "boxes come from a set of boxes"
         matched = self._matched(answers.numpy(), loader.dataset)
         return {"map": matched.mean(), "map50": matched.by_overlap()[0]}
+
+    def _matched(self, answers: NDArray[Any], part: BoxSet) -> Matches:
+        return matched(answers, part, self.num_classes)
 
     def value(self, answers: Answers, part: BoxSet) -> float:
         """COCO's mAP over overlaps from 0.5 to 0.95."""
@@ -191,53 +187,19 @@ class Detection:
     def figures(
         self, answers: Answers, teacher: Answers | None, part: BoxSet
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The mean by overlap, size and class, and its interval by bootstrap over images."""
-        matched = [self._matched(each, part) for each in answers]
+        """The mean by overlap, size and class, its interval, and the agreement with a teacher."""
         beside = {}
         if teacher is not None:
-            beside = {"agreement": float(np.mean([self.agreement(each, teacher) for each in answers]))}
-        overlaps = np.mean([each.by_overlap() for each in matched], axis=0)
-        drawn = np.mean([each.bootstrap() for each in matched], axis=0)
-        own = {
-            "map50": float(overlaps[0]),
-            "map75": float(overlaps[1]),
-            "by_size": {name: _mean_of([each.by_size()[name] for each in matched]) for name in SIZES},
-            "by_class": dict(
-                zip(
-                    self.class_names,
-                    map(_mean_of, zip(*(each.by_class() for each in matched), strict=True)),
-                    strict=True,
-                )
-            ),
-            "bootstrap": [float(each) for each in np.quantile(drawn, (0.025, 0.975))],
-        }
-        return beside, own
+            beside = {"agreement": float(np.mean([agreement(each, teacher) for each in answers]))}
+        return beside, summed_up([self._matched(each, part) for each in answers], self.class_names)
 
     def joined(self, answers: Sequence[Answers]) -> Answers:
         """The boxes of all networks, of those on one object the surest, ``(N, 100, 6)``."""
-        from torchvision.ops import batched_nms
-
-        made = np.zeros_like(answers[0])
-        for place, rows in enumerate(np.concatenate(answers, axis=1)):
-            given = torch.from_numpy(rows[rows[:, 5] > 0])
-            kept = given[batched_nms(given[:, :4], given[:, 4], given[:, 5], 0.5)][:ROWS].numpy()
-            made[place, : len(kept)] = kept
-        return made
+        return joined(answers)
 
     def agreement(self, one: Answers, other: Answers) -> float:
         """Share of the boxes that a network is sure of which the other is sure of too, both ways round."""
-        from torchvision.ops import box_iou
-
-        shared = total = 0
-        for mine, theirs in zip(one, other, strict=True):
-            sure = [
-                torch.from_numpy(rows[(rows[:, 5] > 0) & (rows[:, 4] >= SURE)]) for rows in (mine, theirs)
-            ]
-            same = sure[0][:, None, 5] == sure[1][None, :, 5]
-            alike = (box_iou(sure[0][:, :4], sure[1][:, :4]) >= 0.5) & same
-            shared += int(alike.any(dim=1).sum()) + int(alike.any(dim=0).sum())
-            total += len(sure[0]) + len(sure[1])
-        return shared / total if total else 1.0
+        return agreement(one, other)
 
     # Checks and words -------------------------------------------------------------------------------
 
@@ -286,17 +248,20 @@ class Detection:
         save_weights(model, path, {**metadata, **own})
 
     def evidence(self, answers: Mapping[str, Answers], part: BoxSet, temperature: float) -> dict[str, Any]:
-        """Nothing yet."""
-        del answers, part, temperature
-        return {}
-
-
-SIZES = ("small", "medium", "large")
-
-
-def _mean_of(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+        """What the report shows of boxes: see :mod:`potstill.tasks.box_evidence`."""
+        del temperature
+        matches = {arm: [self._matched(one, part) for one in some] for arm, some in answers.items()}
+        found = {
+            arm: np.stack([np.stack(in_files(one, part)) for one in some]) for arm, some in answers.items()
+        }
+        differences: tuple[ClassDifference, ...] = ()
+        if "control" in matches:
+            differences = class_differences(matches["student"], matches["control"], self.class_names)
+        return {
+            "class_names": self.class_names,
+            "differences": differences,
+            "detected": detected(truth_of(part), found, matches, part),
+        }
 
 
 def _as_shares(corners: Tensor, labels: Tensor, images: Tensor) -> Tensor:

@@ -30,11 +30,16 @@ class Tally:
         """Count one batch: its parts and the loss that was made of them."""
         self.weights |= {name: part.weight for name, part in parts.items()}
         totals = {name: part.total.detach() for name, part in parts.items()}
+        for name, part in parts.items():
+            totals |= {f"{name}/{region}": total for region, total in part.regions.items()}
         for name, total in {**totals, "": loss.detach()}.items():
             self._totals[name] = self._totals[name] + total if name in self._totals else total
 
     def joint(self) -> dict[str, float]:
-        """The totals over all processes; the whole loss has no name. A step waits for the device here."""
+        """The totals over all processes; a step waits for the device here.
+
+        The whole loss has no name; of what a part is the sum of there is ``part/region``.
+        """
         stacked = torch.stack([total.double() for total in self._totals.values()])
         return dict(zip(self._totals, distributed.sum_tensor(stacked).tolist(), strict=True))
 
@@ -50,10 +55,11 @@ class Figures:
         self, totals: Mapping[str, float], weights: Mapping[str, float], counts: Mapping[str, float]
     ) -> None:
         """Count a step's totals by part."""
-        for name, weight in weights.items():
-            total, weighted, count = self._sums.get(name, (0.0, 0.0, 0.0))
-            value = totals[name]
-            self._sums[name] = (total + value, weighted + weight * value, count + counts[name])
+        for name, value in totals.items():
+            part = name.partition("/")[0]
+            if part in weights:
+                total, weighted, count = self._sums.get(name, (0.0, 0.0, 0.0))
+                self._sums[name] = (total + value, weighted + weights[part] * value, count + counts[part])
 
     def add_norms(self, norms: Mapping[str, float], weights: Mapping[str, float]) -> None:
         """Count gradient norms of unweighted parts, as they were measured in a step."""
@@ -67,14 +73,18 @@ class Figures:
 
         Returns:
             ``parts``, ``weighted``, and, where they were measured, ``gradient_norms`` of the unweighted
-            parts and ``weighted_gradient_norms``.
+            parts and ``weighted_gradient_norms``; ``regions`` of parts that tell them, weighted.
         """
         sums, norms = self._sums, self._norms
         self._sums, self._norms = {}, {}
+        whole = {name: each for name, each in sums.items() if "/" not in name}
         row = {
-            "parts": {name: total / max(count, 1.0) for name, (total, _, count) in sums.items()},
-            "weighted": {name: total / max(count, 1.0) for name, (_, total, count) in sums.items()},
+            "parts": {name: total / max(count, 1.0) for name, (total, _, count) in whole.items()},
+            "weighted": {name: total / max(count, 1.0) for name, (_, total, count) in whole.items()},
         }
+        if len(whole) < len(sums):
+            split = {name: each for name, each in sums.items() if "/" in name}
+            row["regions"] = {name: total / max(count, 1.0) for name, (_, total, count) in split.items()}
         if norms:
             row["gradient_norms"] = {name: norm / times for name, (norm, _, times) in norms.items()}
             row["weighted_gradient_norms"] = {name: norm / times for name, (_, norm, times) in norms.items()}

@@ -110,7 +110,7 @@ class Stepper:
     ) -> None:
         """Check a step's parts over all processes, and count them and their gradients."""
         joint = tally.joint()
-        bad = [name for name, total in joint.items() if not math.isfinite(total)]
+        bad = [name for name, total in joint.items() if not math.isfinite(total) and "/" not in name]
         if bad:
             named = ", ".join(filter(None, bad)) or "the sum of the parts"
             raise UserError(
