@@ -252,6 +252,7 @@ def export(
 ) -> None:
     """Write the student as ONNX, checked with onnxruntime; one with early exits also in segments."""
     with reporting(show):
+        from potstill.deploy.boxes_export import export_boxes
         from potstill.deploy.export import export_onnx
         from potstill.deploy.generator_export import export_generator
         from potstill.deploy.segments_export import export_run_exits
@@ -261,8 +262,11 @@ def export(
 
         loaded = load_student(run_folder, data, round_number=number, at_size=at_size)
         path = out or run_folder / "student.onnx"
-        write = export_generator if loaded.makes_images else export_onnx
-        print(write(loaded, path).describe())
+        if loaded.finds_boxes:
+            print(export_boxes(loaded, path).describe())
+        else:
+            write = export_generator if loaded.makes_images else export_onnx
+            print(write(loaded, path).describe())
         if isinstance(loaded.student, WithExits):
             print(export_run_exits(loaded, RunFolder(run_folder).early_exit, path.with_name("early_exit")))
 

@@ -19,7 +19,7 @@ from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.shapes import of_round, round_at_size, shaped
-from potstill.tasks import Classification, ImageToImage, Task
+from potstill.tasks import Classification, Detection, ImageToImage, Task
 
 __all__ = ["IN_MEMORY", "LoadedRun", "load_student"]
 
@@ -59,10 +59,17 @@ class LoadedRun:
         shape: tuple[int, int, int] = self.test.shape
         return shape
 
-    def _images(self) -> Classification:
-        if not isinstance(self.task, Classification):
-            raise UserError("export", f"so far classifiers and generators of images, got {self.task.samples}")
+    def _images(self) -> Classification | Detection:
+        if not isinstance(self.task, Classification | Detection):
+            raise UserError(
+                "export", f"so far classifiers, detectors and generators of images, got {self.task.samples}"
+            )
         return self.task
+
+    @property
+    def finds_boxes(self) -> bool:
+        """Whether the student is a detector."""
+        return isinstance(self.task, Detection)
 
     @property
     def makes_images(self) -> bool:

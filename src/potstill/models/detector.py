@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 
 from potstill.batch import Signals
 from potstill.errors import UserError
@@ -324,10 +324,11 @@ def _packed(found: list[dict[str, Tensor]], images: Tensor) -> Tensor:
     """Boxes with score and class, the best first, ``(N, 100, 6)``."""
     rows = []
     for each in found:
-        order = each["scores"].argsort(descending=True, stable=True)[:MOST]
         columns = [each["boxes"], each["scores"][:, None], each["labels"][:, None]]
-        row = torch.cat([column.detach().float() for column in columns], dim=1)[order]
-        rows.append(pad(row, (0, 0, 0, MOST - len(order))))
+        row = torch.cat([column.detach().float() for column in columns], dim=1)
+        if not torch.jit.is_tracing():  # ONNX has no stable sort; torchvision's boxes come sorted
+            row = row[row[:, 4].argsort(descending=True, stable=True)]
+        rows.append(torch.cat([row, row.new_zeros(MOST, 6)])[:MOST])
     return torch.stack(rows) if rows else images.new_zeros(0, MOST, 6)
 
 

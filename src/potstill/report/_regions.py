@@ -102,10 +102,7 @@ def _region_table(material: Material) -> str:
             means = {name: sum(row.get(name, 0.0) for row in some) / len(some) for name in names}
             if names:
                 lines += _region_row(term.name if number == 0 else "", stretch, means)
-    head = "".join(
-        f'<th scope="col"{extra}>{name}</th>'
-        for name, extra in (("Term", ""), ("Training", ""), ("Share by region", ' class="wide"'), ("", ""))
-    )
+    head = '<th scope="col">Term</th><th scope="col">Training</th><th scope="col" class="wide">Share</th>'
     table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
     return f'<h3 class="part">Loss by region</h3><div class="scroll">{table}</div>'
 
@@ -119,6 +116,6 @@ def _region_row(term: str, stretch: str, means: Mapping[str, float]) -> str:
         bars += f'<i class="{kind}" style="width:{100 * value / total:.1f}%"></i>'
         words.append(f"{escape(region)} {percent(value / total, 0)}")
     return (
-        f'<tr><th scope="row">{escape(term)}</th><td>{stretch}</td><td class="wide">'
-        f'<span class="shares">{bars}</span></td><td><small>{"; ".join(words)}</small></td></tr>'
+        f'<tr><th scope="row">{escape(term)}</th><td class="stretch">{stretch}</td><td>'
+        f'<span class="shares">{bars}</span><small class="below">{"; ".join(words)}</small></td></tr>'
     )

@@ -181,7 +181,8 @@ background:linear-gradient(90deg,#0a0814,#54185c,#c43e3c,#f89e32,#fff6c4)}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:14px;
 margin:0 0 30px}
 .panels figcaption,.triple figcaption{font-size:13px;line-height:1.4;margin-top:5px}
-td .below{display:block}
+td .below{display:block;white-space:normal!important}
+.stretch{white-space:nowrap}
 .lines+h4{margin-top:26px}
 .triple code{overflow-wrap:anywhere}
 img.wide{display:block;width:100%;height:auto;border-radius:4px}
