@@ -110,6 +110,7 @@ class Detector(nn.Module):
 
     def _found(self, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
         if self.two_stages:
+            maps = OrderedDict((name, each.float()) for name, each in maps.items())  # its anchors' type
             listed = _listed(images)
             regions, _ = self.model.rpn(listed, maps)
             found, _ = self.model.roi_heads(maps, regions, listed.image_sizes)
@@ -134,7 +135,7 @@ class Detector(nn.Module):
         """What the head says, the anchors of each image, and the anchors of each level."""
         levels = list(maps.values())
         raw = {name: each.float() for name, each in self.model.head(levels).items()}
-        anchors = self.model.anchor_generator(_listed(images), levels)
+        anchors = self.model.anchor_generator(_listed(images), _shapes(levels))
         places = [each.shape[2] * each.shape[3] for each in levels]
         each_place = raw["cls_logits"].shape[1] // max(sum(places), 1)
         rows = [count * each_place for count in places]
@@ -266,7 +267,7 @@ class Detector(nn.Module):
 
         rpn, levels = self.model.rpn, list(maps.values())
         objectness, deltas = rpn.head(levels)
-        anchors = rpn.anchor_generator(listed, levels)
+        anchors = rpn.anchor_generator(listed, _shapes(levels))
         per_level = [each.shape[1] * each.shape[2] * each.shape[3] for each in objectness]
         objectness, deltas = (each.float() for each in concat_box_prediction_layers(objectness, deltas))
         count = len(anchors)
@@ -308,6 +309,11 @@ def _listed(images: Tensor) -> Any:
     from torchvision.models.detection.image_list import ImageList
 
     return ImageList(images, [(images.shape[2], images.shape[3])] * len(images))
+
+
+def _shapes(levels: list[Tensor]) -> list[Tensor]:
+    """Maps in name alone: anchors take their type, and in half precision would miss whole pixels."""
+    return [torch.zeros((), device=each.device).expand(each.shape) for each in levels]
 
 
 def _size(images: Tensor) -> Tensor:
