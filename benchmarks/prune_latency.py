@@ -40,9 +40,8 @@ def main() -> None:
         yield cross_entropy(network(images), labels, reduction="none")
 
     structure = find_structure(model, images[:2])
-    config = PruneConfig(
-        target=TargetConfig(latency=options.share), latency_batch=options.batch, candidates=3, trial_steps=0
-    )
+    target = TargetConfig(latency=options.share)
+    config = PruneConfig(target=target, latency_batch=options.batch, candidates=3, trial_steps=0)
     scores = Scores(
         unit_scores(model, structure.groups, losses, "magnitude"),
         block_scores(model, structure, losses, "influence"),
@@ -51,9 +50,9 @@ def main() -> None:
     whole, apart = noise(model, example)
     print(f"{processor()}, {torch.get_num_threads()} thread(s), batch {options.batch}")
     print(f"original {whole:.2f} ms; the same network timed twice in turns differs by {apart:.1%}")
-    gauge = Gauge.of(config.target, model, example, structure.blocks)
+    gauge = Gauge.of(target, model, example, lambda _: structure.blocks)
     chooser = Chooser(model, structure, scores, gauge, config)
-    for one in choose(chooser, config.target.absolute(gauge.whole), losses, None):
+    for one in choose(chooser, target.absolute(gauge.whole), losses, None):
         small = removed(model, one.plan, structure).eval()
         again = measure.latency({"whole": (model, example), "small": (small, example)}, runs=100)
         ratio = again["small"].median_ms / again["whole"].median_ms

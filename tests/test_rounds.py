@@ -164,6 +164,13 @@ def test_a_killed_run_goes_on_at_the_same_round_and_step(
     project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
     go(project, tmp_path / "whole")
+    killed_and_resumed(project, tmp_path, monkeypatch, saves)
+
+
+def killed_and_resumed(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, *overrides: str
+) -> None:
+    """Kill a run at a checkpoint, go on, and compare it with the one in ``whole``."""
     real, left = Training.save, [saves]
 
     def save(self: Training) -> None:
@@ -174,7 +181,7 @@ def test_a_killed_run_goes_on_at_the_same_round_and_step(
 
     monkeypatch.setattr(Training, "save", save)
     with pytest.raises(RuntimeError, match="killed"):
-        go(project, tmp_path / "cut")
+        go(project, tmp_path / "cut", *overrides)
     monkeypatch.setattr(Training, "save", real)
     steps: list[int] = []
     restore = Training.restore
@@ -184,7 +191,7 @@ def test_a_killed_run_goes_on_at_the_same_round_and_step(
         steps.append(self.step)
 
     monkeypatch.setattr(Training, "restore", note)
-    go(project, tmp_path / "cut", resume=True)
+    go(project, tmp_path / "cut", *overrides, resume=True)
     assert steps[0] > 0  # in the middle of a training, not at its start
     whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -243,6 +250,11 @@ def test_a_latency_that_noise_hides_is_refused(
         ("prune.target={}", r"prune\.target: expected one of parameters, .*got none"),
         ("prune.target={speed: 2}", r"prune\.target\.speed: unknown key"),
         ("prune.axes=[width]", r"prune\.axes: expected"),
+        ("prune={steps: 1}", r"prune\.target: missing; expected how small, or prune\.weights"),
+        ("prune.weights=1.5", r"prune\.weights: expected a share above 0 and below 1, or N:M"),
+        ("prune.weights='2:4'", r"prune\.multiple: must be a multiple of 4 for prune\.weights: 2:4, got 1"),
+        ("prune={weights: '2:3'}", r"prune\.weights: .*conv1.* has 4 inputs, no multiple of 3"),
+        ("prune={weights: 0.5, rivals: [scratch]}", r"prune\.rivals: have no meaning beside prune\.weights"),
         ("scheme=mutual", r"teacher: has no meaning|prune: has no meaning"),
         (
             "student={model: 'wide.py:Residual'}",
@@ -254,6 +266,58 @@ def test_what_a_recipe_may_not_ask(project: Any, tmp_path: Path, override: str, 
     with pytest.raises(UserError, match=message):
         go(project, tmp_path / "run", override)
     assert not (tmp_path / "run").exists()  # nothing to clear away before the next try
+
+
+def zeros(folder: Path) -> dict[str, Tensor]:
+    """Where the matrices of a run's student are zero."""
+    state = load_file(folder / "student.safetensors")
+    return {name: tensor == 0 for name, tensor in state.items() if tensor.dim() > 1}
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "input"])
+def test_single_weights_become_zero_and_stay(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    section = f"prune={{weights: 0.5, weight_importance: {kind}, calibration: 40}}"
+    out = tmp_path / "whole"
+    result = go(project, out, section)
+    gone = zeros(out)
+    for name, mask in gone.items():
+        row = mask.flatten(1).sum(dim=1)
+        share = mask.numel() // 2 if kind == "magnitude" else len(mask) * round(0.5 * mask[0].numel())
+        assert int(row.sum()) == share, name
+    found = result.data["prune"]
+    assert found["zeros"] == {
+        "pattern": 0.5,
+        "importance": kind,
+        "count": sum(int(mask.sum()) for mask in gone.values()),
+        "of": sum(mask.numel() for mask in gone.values()),
+    }
+    assert found["reached"] == found["zeros"]["of"] - found["zeros"]["count"]
+    control = load_file(out / "rounds/1/checkpoints/control-0/last.safetensors")
+    assert all(not control[name][mask].any() for name, mask in gone.items())
+    start, student = load_file(project.root / "wide.safetensors"), load_file(out / "student.safetensors")
+    assert all(not torch.equal(student[name][~mask], start[name][~mask]) for name, mask in gone.items())
+    assert "of the weights</b> of its layers are zero and stayed so" in (out / "report.html").read_text()
+    killed_and_resumed(project, tmp_path, monkeypatch, 2, section)
+
+
+def test_single_weights_go_after_the_last_removal(project: Any, tmp_path: Path) -> None:
+    overrides = (
+        "prune.weights='2:4'",
+        "prune.axes=[channels]",
+        "prune.multiple=4",
+        "prune.target={macs: 0.7}",
+    )
+    result = go(project, tmp_path / "run", *overrides)
+    assert result.data["prune"]["reached"] <= 0.7 * result.data["models"]["teacher"]["macs"]
+    student = load_student(tmp_path / "run").student
+    for name, module in student.named_modules():
+        if isinstance(module, nn.Conv2d) and name != "stem":
+            inputs = module.weight.detach().movedim(1, -1)
+            assert bool(((inputs.unflatten(-1, (-1, 4)) != 0).sum(dim=-1) <= 2).all())
+    first = load_student(tmp_path / "run", round_number=1).student
+    assert all(bool((each != 0).all()) for name, each in first.named_parameters() if "conv" in name)
 
 
 def test_a_round_that_is_not_there_is_named(project: Any, tmp_path: Path) -> None:

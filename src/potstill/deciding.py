@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill.calibration import Calibration, repeated
 from potstill.cells import Cell, Finished
 from potstill.experiment import Experiment
+from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.weights import fingerprint
-from potstill.prune import PruneConfig, Structure
+from potstill.prune import Plan, PruneConfig, Structure
 from potstill.prune.choice import Candidate, Chooser, choose
 from potstill.prune.gauge import Gauge
 from potstill.prune.importance import block_scores, mean_loss, unit_scores
+from potstill.prune.masks import hold, weight_masks
+from potstill.prune.settling import settled
 from potstill.prune.store import Scores, stored
 from potstill.prune.surgery import structure_of, usual_axes
+from potstill.train import TrainConfig
 
-__all__ = ["Decider", "TrainOne", "starting_from"]
+__all__ = ["Decider", "TrainOne", "decided", "plan_of", "starting_from"]
 
 TrainOne = Callable[[Experiment, Cell, RunFolder, str], Finished | None]
 """Trains one cell, told under a title; ``None`` if the user interrupted it."""
@@ -81,6 +85,7 @@ class Decider:
     def gauge(self) -> Gauge:
         """What networks cost; made once, as it times the original."""
         experiment, target = self.experiment, self.config.target
+        assert target is not None, "without a target no parts go"
         one = experiment.task.one_input("student", experiment.splits.train)
         inputs = experiment.example().tensor("student") if isinstance(one, tuple) else one
         batch = self.config.latency_batch if target.quantity == "latency" else 1
@@ -149,7 +154,7 @@ class Decider:
             return None
         best = found[0]
         self.echo(
-            f"{title}: {gauge.quantity} {best.cost:,.4g} of {gauge.whole:,.4g} "
+            f"{title}: {gauge.written(best.cost)} of {gauge.written(gauge.whole)} "
             f"({best.cost / gauge.whole:.1%}), {len(best.plan.blocks)} blocks and "
             f"{sum(map(len, best.plan.units.values()))} units go; best of {len(found)} candidates"
         )
@@ -164,6 +169,31 @@ class Decider:
             "flipped": _flipped(found),
         }
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Which single weights of ``model`` are kept."""
+        config = self.config
+        assert config.weights is not None, "asked where single weights go"
+        return weight_masks(model, config.weights, self.losses, config.weight_importance)
+
+    def weighed(self, model: nn.Module) -> dict[str, Any]:
+        """The one candidate of a run in which single weights go, and no parts."""
+        masks, small = self.weights(model), copy.deepcopy(model).eval()
+        hold(small, masks)
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        whole = sum(mask.numel() for mask in masks.values())
+        self.echo(f"{whole - kept:,} of {whole:,} weights of layers become zero")
+        loss = mean_loss(settled(small, self.losses), self.losses)
+        return {
+            "quantity": "weights",
+            "whole": whole,
+            "target": kept,
+            "budget": kept,
+            "cost": kept,
+            "loss_before": mean_loss(model.eval(), self.losses),
+            "candidates": [Candidate(Plan(), kept, loss).row()],
+            "flipped": False,
+        }
+
     def _tried(self, place: RunFolder, number: int, model: nn.Module) -> float:
         """The calibration loss of a candidate after a short distillation."""
         folder = RunFolder(place.path / "trials" / str(number + 1))
@@ -174,14 +204,47 @@ class Decider:
             raise _InterruptedError
         return mean_loss(done.load(copy.deepcopy(model), "last"), self.losses)
 
+    def length(self, share: float) -> TrainConfig:
+        """The recipe's training, a share of it long."""
+        train = self.experiment.recipe.train
+        steps = None if train.steps is None else max(1, round(train.steps * share))
+        return replace(train, epochs=train.epochs * share, steps=steps)
+
     def trained(
-        self, cell: Cell, start: nn.Module, place: RunFolder, title: str, train: Any
+        self,
+        cell: Cell,
+        start: nn.Module,
+        place: RunFolder,
+        title: str,
+        train: TrainConfig,
+        *,
+        held: bool = False,
     ) -> Finished | None:
-        """A cell whose network starts as ``start``, trained as ``train`` says; ``None`` if interrupted."""
+        """A cell whose network starts as ``start``, trained as ``train`` says; ``None`` if interrupted.
+
+        With ``held`` what is zero in it stays zero.
+        """
         place.path.mkdir(parents=True, exist_ok=True)
-        experiment = starting_from(self.experiment, start)
+        experiment = replace(starting_from(self.experiment, start), held=held)
         recipe = replace(experiment.recipe, train=train)
         return self.train_one(replace(experiment, recipe=recipe), cell, place, title)
+
+
+def decided(place: RunFolder, decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The choice that ``round.json`` in ``place`` holds from before an interruption, or a new one."""
+    record: Path = place.path / "round.json"
+    if not record.is_file():
+        row = decide()
+        if row is None:
+            return None
+        write_json(record, row)
+    return read_json(record)
+
+
+def plan_of(row: Mapping[str, Any]) -> Plan:
+    """What was chosen in a round."""
+    chosen = row["candidates"][0]
+    return Plan(tuple(chosen["blocks"]), {name: tuple(units) for name, units in chosen["units"].items()})
 
 
 class _InterruptedError(Exception):

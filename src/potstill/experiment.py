@@ -20,6 +20,7 @@ from potstill.data import SampleSet, Splits
 from potstill.data.loader import Loader
 from potstill.measure import OneInput
 from potstill.objective import Objective
+from potstill.prune.masks import hold, nonzero
 from potstill.schemes import Offline
 from potstill.schemes.settings import (
     AdversarialConfig,
@@ -64,6 +65,7 @@ class Experiment:
         known: What a full cache says of the teacher.
         lessons: What the student learns from, where that is something else than the training part: the
             teacher's answers.
+        held: Weights of layers that are zero in a fresh student stay zero.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Experiment:
     shelf: Shelf | None = None
     known: KnownTeacher | None = None
     lessons: SampleSet | None = None
+    held: bool = False
 
     @property
     def taught(self) -> bool:
@@ -98,7 +101,11 @@ class Experiment:
     def _network(self, fresh: Callable[[], nn.Module], seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = fresh().to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.precision.channels_last else model
+        if self.precision.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        if self.held:
+            hold(model, nonzero(model))
+        return model
 
     def scheme(self, arm: Arm, seed: int) -> AnyScheme:
         """The scheme of one arm and seed; the control is the student with no teacher."""

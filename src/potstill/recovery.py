@@ -15,7 +15,8 @@ from torch import nn
 
 from potstill.networks import DEEPEST, predict_cell
 from potstill.outcome import Outcome
-from potstill.rounds import Pruned, Rival
+from potstill.rivals import Rival
+from potstill.rounds import Pruned
 from potstill.tasks import Answers
 from potstill.verdict import compare, mean_interval
 

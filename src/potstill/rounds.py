@@ -10,43 +10,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from potstill import distributed
 from potstill.cells import Cell, Finished
-from potstill.deciding import Decider, TrainOne, starting_from
+from potstill.deciding import Decider, TrainOne, decided, plan_of, starting_from
 from potstill.errors import UserError
 from potstill.experiment import Arm, Experiment
-from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.architecture import Architecture
-from potstill.prune import Plan, PruneConfig
+from potstill.prune import PruneConfig, Structure
+from potstill.prune.masks import hold, nonzero, weight_masks
 from potstill.prune.settling import settled
-from potstill.prune.surgery import cut, structure_left, untrained
+from potstill.prune.surgery import cut, structure_left
+from potstill.rivals import Rival, compete
 from potstill.shapes import round_place
-from potstill.train import TrainConfig
 
-__all__ = ["ARMS", "Pruned", "Rival", "Rounds"]
+__all__ = ["ARMS", "Pruned", "Rounds"]
 
 ARMS: tuple[Arm, ...] = ("student", "control")
 """What is to go is decided with the student, so it comes first."""
-
-
-@dataclass(frozen=True)
-class Rival:
-    """Students of the final size that came about otherwise.
-
-    Attributes:
-        experiment: The recipe with a student of their shape.
-        cells: One a seed.
-    """
-
-    experiment: Experiment
-    cells: list[Finished]
 
 
 @dataclass(frozen=True)
@@ -112,13 +98,17 @@ class Rounds:
         """
         if distributed.world_size() > 1:
             raise UserError("prune", f"runs in one process, got {distributed.world_size()}")
+        if self.config.weights is not None:
+            masks = weight_masks(copy.deepcopy(self.original).to("meta"), self.config.weights)
+            if self.config.target is None:
+                return f"prune: single weights of {len(masks)} layers become zero ({self.config.weights})"
         self.structure = self.decider.structure
         gauge, least = self.decider.gauge, self.decider.least()
         units = sum(group.units for group in self.structure.groups)
         return (
-            f"prune: {gauge.quantity} from {gauge.whole:,.4g} to {gauge.goal:,.4g} in "
-            f"{self.config.steps} round(s); "
-            f"{len(self.structure.blocks)} blocks and {units} units may go, to {least:,.4g} at most"
+            f"prune: {gauge.written(gauge.whole)} are to become {gauge.written(gauge.goal)} in "
+            f"{self.config.steps} round(s); {len(self.structure.blocks)} blocks and {units} units may go, "
+            f"to {gauge.written(least)} at most"
         )
 
     def run(self) -> Pruned | None:
@@ -127,14 +117,15 @@ class Rounds:
         Raises:
             UserError: If no network that was measured meets the target.
         """
-        self.structure = self.decider.structure
-        for number in range(1, self.config.steps + 1):
+        self.structure = Structure() if self.config.target is None else self.decider.structure
+        for number in range(1, self.config.rounds + 1):
             if not self.round(number):
                 return None
         self.architecture.save(self.folder.architecture)
         rivals: dict[str, Rival] = {}
+        seeds = [cell.seed for cell in self.plan_of_cells if cell.arm == "student"]
         for name in self.config.rivals:
-            rival = self._scratch() if name == "scratch" else self._one_shot()
+            rival = compete(name, self.decider, self.leader, seeds)
             if rival is None:
                 return None
             rivals[name] = rival
@@ -156,19 +147,25 @@ class Rounds:
 
     def round(self, number: int) -> bool:
         """One round; ``False`` if the user interrupted it."""
-        title, place = f"round {number}/{self.config.steps}", round_place(self.folder, number)
+        title, place = f"round {number}/{self.config.rounds}", round_place(self.folder, number)
         row = self._decided(number, place, title)
         if row is None:
             return False
-        plan, before, structure = _plan(row["candidates"][0]), self.leader, self.structure
+        plan, before, structure = plan_of(row), self.leader, self.structure
         self.start = cut(self.start, plan, structure)
         self.models = {cell: cut(model, plan, structure) for cell, model in self.models.items()}
-        self.structure = structure_left(before, plan, structure, self.leader, self.decider.axes)
+        last = number == self.config.rounds
+        if not last:
+            self.structure = structure_left(before, plan, structure, self.leader, self.decider.axes)
         self.architecture.save(place.architecture)
-        length = self._length(1.0 if number == self.config.steps else self.config.between)
+        held = last and self.config.weights is not None
+        if held:
+            self._lose_weights()
+        length = self.decider.length(1.0 if last else self.config.between)
         self.finished = []
         for cell in self.plan_of_cells:
-            done = self.decider.trained(cell, self.models[cell], place, f"{title} {cell.name}", length)
+            start, name = self.models[cell], f"{title} {cell.name}"
+            done = self.decider.trained(cell, start, place, name, length, held=held)
             if done is None:
                 return False
             self.finished.append(done)
@@ -176,68 +173,27 @@ class Rounds:
         self.rows.append({**row, **self._outcome()})
         return True
 
+    def _lose_weights(self) -> None:
+        """The same single weights of all networks become zero."""
+        masks = self.decider.weights(self.leader)
+        for model in (self.start, *self.models.values()):
+            for handle in hold(model, masks):
+                handle.remove()
+
     def _decided(self, number: int, place: RunFolder, title: str) -> dict[str, Any] | None:
         """The choice of a round, made now or before an interruption."""
-        gauge = self.decider.gauge
-        budget = gauge.whole * (gauge.goal / gauge.whole) ** (number / self.config.steps)
-        found = self._kept(
-            place, lambda: self.decider.decide(self.leader, self.structure, budget, place, title)
-        )
+        if self.config.target is None:
+            found = decided(place, lambda: self.decider.weighed(self.leader))
+        else:
+            gauge = self.decider.gauge
+            budget = gauge.whole * (gauge.goal / gauge.whole) ** (number / self.config.rounds)
+            found = decided(
+                place, lambda: self.decider.decide(self.leader, self.structure, budget, place, title)
+            )
         return None if found is None else {"round": number, **found}
-
-    @staticmethod
-    def _kept(place: RunFolder, decide: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-        record: Path = place.path / "round.json"
-        if not record.is_file():
-            row = decide()
-            if row is None:
-                return None
-            write_json(record, row)
-        return read_json(record)
-
-    def _length(self, share: float) -> TrainConfig:
-        """The recipe's training, a share of it long."""
-        train = self.experiment.recipe.train
-        steps = None if train.steps is None else max(1, round(train.steps * share))
-        return replace(train, epochs=train.epochs * share, steps=steps)
 
     def _loaded(self, done: Finished, shape: nn.Module) -> nn.Module:
         return done.load(copy.deepcopy(shape), self.experiment.recipe.train.select)
-
-    # Rivals ---------------------------------------------------------------------------------------
-
-    def _scratch(self) -> Rival | None:
-        """Students of the final shape with fresh weights."""
-        return self._rival("scratch", {seed: untrained(self.leader, seed) for seed in self._seeds()})
-
-    def _one_shot(self) -> Rival | None:
-        """Students that lost everything in one removal."""
-        place = RunFolder(self.folder.path / "rivals" / "one_shot")
-        structure, goal = self.decider.structure, self.decider.gauge.goal
-        row = self._kept(
-            place, lambda: self.decider.decide(self.original, structure, goal, place, "one shot")
-        )
-        if row is None:
-            return None
-        small = cut(self.original, _plan(row["candidates"][0]), structure)
-        Architecture.between(self.original, small).save(place.architecture)
-        return self._rival("one_shot", dict.fromkeys(self._seeds(), small))
-
-    def _seeds(self) -> list[int]:
-        return [cell.seed for cell in self.plan_of_cells if cell.arm == "student"]
-
-    def _rival(self, name: str, starts: Mapping[int, nn.Module]) -> Rival | None:
-        """Trained as long as all rounds together, by the same teacher."""
-        place = RunFolder(self.folder.path / "rivals" / name)
-        length = self._length(1.0 + self.config.between * (self.config.steps - 1))
-        cells = []
-        for seed, start in starts.items():
-            title = f"{name.replace('_', ' ')} student-{seed}"
-            done = self.decider.trained(Cell("student", seed), start, place, title, length)
-            if done is None:
-                return None
-            cells.append(done)
-        return Rival(starting_from(self.experiment, next(iter(starts.values()))), cells)
 
     # What is told ---------------------------------------------------------------------------------
 
@@ -252,15 +208,24 @@ class Rounds:
 
     def figures(self) -> dict[str, Any]:
         """The rounds and what was aimed at, for ``result.json``."""
-        name, value = self.config.target.given
+        target = self.config.target
+        name, value = ("weights", self.config.weights) if target is None else target.given
         first = self.rows[0]
         return {
             "target": {"key": name, "value": value, "absolute": first["target"], "whole": first["whole"]},
             "quantity": first["quantity"],
             "reached": self.rows[-1]["cost"],
             "rounds": self.rows,
+            **({} if self.config.weights is None else {"zeros": self._zeros()}),
         }
 
-
-def _plan(row: dict[str, Any]) -> Plan:
-    return Plan(tuple(row["blocks"]), {name: tuple(units) for name, units in row["units"].items()})
+    def _zeros(self) -> dict[str, Any]:
+        """Single weights of the student that are zero, counted after training."""
+        layers = list(nonzero(self.leader).values())
+        whole = sum(mask.numel() for mask in layers)
+        return {
+            "pattern": self.config.weights,
+            "importance": self.config.weight_importance,
+            "count": whole - sum(int(mask.sum()) for mask in layers),
+            "of": whole,
+        }

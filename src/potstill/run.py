@@ -134,6 +134,8 @@ def run(
         raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
     if only == "importance" and loaded.prune is None:
         raise UserError("prune", "missing; there is nothing for --only importance to score")
+    if only == "importance" and loaded.prune is not None and loaded.prune.target is None:
+        raise UserError("prune.target", "missing; --only importance scores the parts that it makes go")
     if only == "responses" and not answers_first(loaded):
         raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
     if only in ("cache", "responses") and corrects(loaded):
@@ -333,7 +335,7 @@ def _train_one(
     reached = shown(metric, row.get(metric, float("nan")))
     echo(
         f"{title}: {reached} on validation after {done.steps} steps, "
-        f"{done.seconds:.0f} s, {done.samples_per_second:.0f} samples/s"
+        f"{done.seconds:.0f} s, {done.samples_per_second:.3g} samples/s"
     )
     return done
 

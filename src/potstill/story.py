@@ -123,7 +123,7 @@ def _setup(
     yield from _scheme_in_words(recipe.scheme)
     given = f"{len(splits.train):,} {_kind(experiment)}"
     if recipe.prune is not None:
-        yield _pruned_in_words(recipe.prune.steps, given, control=control)
+        yield _pruned_in_words(recipe.prune.rounds, given, control=control)
     elif control:
         yield (
             f"Control and student are the same network with the same initial weights, trained on the same "

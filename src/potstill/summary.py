@@ -28,12 +28,12 @@ def warnings_of(result: dict[str, Any]) -> list[str]:
 def table_of(data: dict[str, Any]) -> str:
     """The arms of a result, a line each, and the verdict."""
     metric = data["metric"]
-    lines = [f"{'':10}{metric:>10}{'parameters':>13}{'MACs':>13}{'bytes':>12}{'ms at 1':>9}"]
+    lines = [f"{'':10}{metric:>10}{'parameters':>14}{'MACs':>16}{'bytes':>14}{'ms at 1':>9}"]
     for name, model in data["models"].items():
         latency = model["latency_ms"].get("1", {}).get("median_ms", float("nan"))
         lines.append(
-            f"{name:10}{shown(metric, model[metric]):>10}{model['parameters']:>13,}{model['macs']:>13,}"
-            f"{model['bytes']:>12,}{latency:>9.2f}"
+            f"{name:10}{shown(metric, model[metric]):>10}{model['parameters']:>14,}{model['macs']:>16,}"
+            f"{model['bytes']:>14,}{latency:>9.2f}"
         )
     if data["verdict"] is not None:
         gain, low, high = (shown_gain(metric, value) for value in (data["gain"], *data["interval"]))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
-from potstill.prune.masks import hold, weight_masks
+from potstill.prune import Plan, find_structure, removed
+from potstill.prune.masks import hold, nonzero, weight_masks
 
 INPUTS = torch.randn(10, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -101,27 +102,54 @@ def test_zeros_stay_through_training_until_they_are_let_go(make: Any) -> None:
     assert all(bool(model.get_parameter(name)[~mask].any()) for name, mask in masks.items())
 
 
-def test_a_masked_and_a_small_network_lose_the_same() -> None:
+def test_a_masked_and_a_small_network_lose_the_same_through_training() -> None:
     model = network()
-    with torch.no_grad():
-        model[4].weight[:, 2] = 0  # type: ignore[index,union-attr]
-    masks = weight_masks(model, 0.2)
-    held = network()
-    held.load_state_dict(model.state_dict())
-    hold(held, masks)
-    plain = network()
-    plain.load_state_dict(
-        {name: tensor * masks.get(name, torch.tensor(1.0)) for name, tensor in model.state_dict().items()}
-    )
-    assert torch.equal(held(INPUTS), plain(INPUTS))
+    structure = find_structure(model, INPUTS, ["channels"])
+    plan = Plan(units={"0": (1, 4, 5)})
+    masks = {
+        piece.path: torch.ones_like(model.get_parameter(piece.path), dtype=torch.bool).index_fill_(
+            piece.dim, piece.positions(plan.units["0"]), False
+        )
+        for piece in structure.group("0").slices
+    }
+    small = removed(model, plan, structure)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    hold(model, masks)
+    curves = []
+    for one in (model, small):
+        optimizer = torch.optim.AdamW(one.parameters(), 0.01)
+        values = []
+        for _ in range(5):
+            loss = torch.cat(list(losses(one))).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(float(loss.detach()))
+        curves.append(values)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert curves[0][-1] < curves[0][0]
+
+
+def test_a_language_models_output_layer_stays_whole() -> None:
+    pytest.importorskip("transformers")
+    from potstill.models.characters import tiny_llama
+
+    model = tiny_llama(11, layers=1, hidden=16, heads=2)
+    masks = weight_masks(model, "2:4")
+    assert len(masks) == 7  # of attention and the feed-forward part
+    hold(model, masks)
+    assert model.get_input_embeddings().weight[1:].count_nonzero() == 10 * 16  # the first is padding
+    zeros = nonzero(model)
+    assert masks.keys() == zeros.keys()
+    assert all(torch.equal(masks[name], zeros[name]) for name in masks)
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (1.5, r"pattern: expected a share above 0 and below 1, or N:M, got 1\.5"),
-        ("4:2", "pattern: expected a share above 0 and below 1, or N:M, got '4:2'"),
-        ("half", "or N:M, got 'half'"),
+        (1.5, r"prune\.weights: expected a share above 0 and below 1, or N:M.*, got 1\.5"),
+        ("4:2", "prune.weights: expected a share above 0 and below 1, or N:M.*, got '4:2'"),
+        ("half", "or N:M such as 2:4, got 'half'"),
         ("2:3", r"0\.weight has 4 inputs, no multiple of 3"),
     ],
 )

@@ -177,7 +177,7 @@ class Chooser:
         """
         least = self.cost(len(self._blocks), len(self._order))
         if least > budget:
-            name, value = self.config.target.given
+            name, value = self.gauge.target.given
             raise UserError(
                 f"prune.target.{name}",
                 f"cannot be reached: the smallest that these axes and prune.keep allow is {least:g} "
@@ -229,7 +229,7 @@ def choose(
             loss = mean_loss(settled(cut(chooser.model, plan, chooser.structure), losses), losses)
             found.append(Candidate(plan, cost, loss))
     if not found:
-        name, value = chooser.config.target.given
+        name, value = chooser.gauge.target.given
         raise UserError(f"prune.target.{name}", f"no network measured here met it, got {value:g}")
     found.sort(key=lambda candidate: candidate.loss)
     if trial is None or chooser.config.trial_steps == 0 or len(found) == 1:

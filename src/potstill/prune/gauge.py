@@ -87,7 +87,7 @@ class Gauge:
     """Counts or times networks.
 
     Attributes:
-        quantity: Of the target.
+        target: What is aimed at.
         original: What shares refer to.
         example: One input for counts, a batch of the target's size for times.
         whole: The original's own figure; milliseconds for a time.
@@ -95,7 +95,7 @@ class Gauge:
         times: The table of blocks, for a time.
     """
 
-    quantity: Quantity
+    target: TargetConfig
     original: nn.Module
     example: Inputs
     whole: float
@@ -125,7 +125,7 @@ class Gauge:
         quantity = target.quantity
         if quantity != "latency":
             whole = _count(quantity, original, example)
-            return cls(quantity, original, example, whole, target.absolute(whole))
+            return cls(target, original, example, whole, target.absolute(whole))
         whole, apart = noise(original, example)
         goal = target.absolute(whole, _tokens(example))
         if apart > min(FINEST, 1 - goal / whole):
@@ -134,7 +134,12 @@ class Gauge:
                 f"cannot be resolved: the same network, timed twice in turns, differs by {apart:.1%} around "
                 f"{whole:.3g} ms; use a quieter machine or a larger prune.latency_batch",
             )
-        return cls(quantity, original, example, whole, goal, BlockTimes(original, example, blocks))
+        return cls(target, original, example, whole, goal, BlockTimes(original, example, blocks))
+
+    @property
+    def quantity(self) -> Quantity:
+        """What is counted or timed."""
+        return self.target.quantity
 
     def predicted(self, model: nn.Module) -> float:
         """The cost without timing the whole network; exact for counts."""
@@ -147,6 +152,12 @@ class Gauge:
         pairs = {"original": (self.original, self.example), "model": (model, self.example)}
         timed = measure.latency(pairs, runs=RUNS)
         return self.whole * timed["model"].median_ms / timed["original"].median_ms
+
+    def written(self, value: float) -> str:
+        """A cost, as people read it."""
+        if self.quantity == "latency":
+            return f"{value:.4g} ms"
+        return f"{value:,.0f} {'MACs' if self.quantity == 'macs' else self.quantity}"
 
     def unit_cost(self, model: nn.Module) -> float:
         """A count that every single unit changes: multiply-accumulates stand for time."""

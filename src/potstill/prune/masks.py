@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -13,8 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from potstill.errors import UserError
 from potstill.prune.importance import Losses
+from potstill.prune.settings import pattern_of
 
-__all__ = ["hold", "weight_masks"]
+__all__ = ["hold", "nonzero", "weight_masks"]
 
 Kind = Literal["magnitude", "input"]
 
@@ -23,6 +23,9 @@ def weight_masks(
     model: nn.Module, pattern: float | str, losses: Losses | None = None, kind: Kind = "magnitude"
 ) -> dict[str, Tensor]:
     """Which weights of linear layers and convolutions are kept.
+
+    Grouped convolutions stay whole, and so does a language model's output layer, whose weights are often its
+    embeddings.
 
     ``magnitude`` scores a weight by ``|w|``; ``input`` by ``|w| |x|``, where ``|x|`` is the L2 norm of what
     the weight is multiplied with over all calibration samples and positions. A share is taken from each
@@ -53,6 +56,7 @@ def weight_masks(
         >>> weight_masks(nn.Sequential(layer), "2:4")["0.weight"].tolist()
         [[True, True, False, False]]
     """
+    share = pattern_of(pattern)
     norms = _input_norms(model, losses) if kind == "input" else {}
     found = {}
     for path, module in _layers(model):
@@ -61,15 +65,25 @@ def weight_masks(
             along = norms[path].reshape(1, -1, *[1] * (scores.dim() - 2))
             scores = scores * along.to(scores.device)
         name = f"{path}.weight"
-        found[name] = _kept(scores, pattern, name, by_row=kind == "input")
+        found[name] = _kept(scores, share, name, by_row=kind == "input")
     return found
 
 
+def nonzero(model: nn.Module) -> dict[str, Tensor]:
+    """Masks of the zeros that a network has: what :func:`hold` keeps as it is.
+
+    Args:
+        model: A network whose weights :func:`hold` once set to zero.
+    """
+    return {f"{path}.weight": module.weight.detach() != 0 for path, module in _layers(model)}
+
+
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv1d | nn.Conv2d]]:
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
-        ):
+        dense = isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
+        if (dense or isinstance(module, nn.Linear)) and module is not head:
             yield path, module
 
 
@@ -96,27 +110,21 @@ def _input_norms(model: nn.Module, losses: Losses | None) -> dict[str, Tensor]:
     return {path: values.sqrt() for path, values in squares.items()}
 
 
-def _kept(scores: Tensor, pattern: float | str, name: str, *, by_row: bool) -> Tensor:
-    if isinstance(pattern, str):
-        return _of_every(scores, pattern, name)
-    if not 0 < pattern < 1:
-        raise UserError("pattern", f"expected a share above 0 and below 1, or N:M, got {pattern!r}")
+def _kept(scores: Tensor, pattern: tuple[int, int] | float, name: str, *, by_row: bool) -> Tensor:
+    if isinstance(pattern, tuple):
+        return _of_every(scores, *pattern, name)
     rows = scores.flatten(1) if by_row else scores.reshape(1, -1)
     gone = rows.argsort(dim=1)[:, : round(pattern * rows.shape[1])]
     return torch.ones_like(rows, dtype=torch.bool).scatter_(1, gone, False).reshape(scores.shape)
 
 
-def _of_every(scores: Tensor, pattern: str, name: str) -> Tensor:
+def _of_every(scores: Tensor, kept: int, every: int, name: str) -> Tensor:
     """N of every M weights along the inputs, which for convolutions are the channels of one place."""
-    read = re.fullmatch(r"(\d+):(\d+)", pattern)
-    kept, every = (int(read[1]), int(read[2])) if read else (0, 0)
-    if not 0 < kept < every:
-        raise UserError("pattern", f"expected a share above 0 and below 1, or N:M, got {pattern!r}")
     last = scores.movedim(1, -1)  # (out, ..., in)
     if last.shape[-1] % every:
         if scores.dim() > 2 and last.shape[-1] < every:  # the few channels of an image
             return torch.ones_like(scores, dtype=torch.bool)
-        raise UserError("pattern", f"{name} has {last.shape[-1]} inputs, no multiple of {every}")
+        raise UserError("prune.weights", f"{name} has {last.shape[-1]} inputs, no multiple of {every}")
     parts = last.reshape(*last.shape[:-1], -1, every)
     best = parts.argsort(dim=-1, descending=True)[..., :kept]
     mask = torch.zeros_like(parts, dtype=torch.bool).scatter_(-1, best, True)
@@ -136,7 +144,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> list[RemovableHandle]
     Returns:
         Handles; ``remove()`` lets the weights go.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     handles = []
     for name, mask in masks.items():
         parameter, own = named[name], mask.to(named[name].device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.prune.groups import Axis
 
-__all__ = ["PruneConfig", "Quantity", "TargetConfig"]
+__all__ = ["PruneConfig", "Quantity", "TargetConfig", "pattern_of"]
 
 Quantity = Literal["parameters", "macs", "bytes", "latency"]
 POSITIVE = Range(above=0)
@@ -82,8 +83,13 @@ class TargetConfig:
 class PruneConfig:
     """The student is the teacher with parts removed, in rounds, each followed by training."""
 
-    target: TargetConfig
+    target: TargetConfig | None = None
     """How small."""
+    weights: float | str | None = None
+    """Single weights that become zero and stay so: a share of each layer's, or ``"2:4"``: two of every
+    four along the inputs are kept; after the last removal, where there is a target too."""
+    weight_importance: Literal["magnitude", "input"] = "magnitude"
+    """What decides among single weights: their magnitude, or that times the norm of what they multiply."""
     steps: Annotated[int, Range(least=1, most=100)] = 3
     """Rounds; the target is approached in equal ratios."""
     between: Annotated[float, Range(above=0, most=1)] = 0.25
@@ -115,3 +121,45 @@ class PruneConfig:
     teacher trains them as long as all rounds together."""
     scores: str | None = None
     """Folder where scores are kept for other runs; by default inside the run folder."""
+
+    def __post_init__(self) -> None:
+        if self.target is None and self.weights is None:
+            raise UserError("prune.target", "missing; expected how small, or prune.weights")
+        if self.weights is not None:
+            _check_weights(self)
+
+    @property
+    def rounds(self) -> int:
+        """How often parts go: once where it is single weights alone."""
+        return 1 if self.target is None else self.steps
+
+
+def pattern_of(weights: float | str) -> tuple[int, int] | float:
+    """N and M of a pattern, or the share of weights that go.
+
+    Raises:
+        UserError: If it is neither.
+
+    >>> pattern_of("2:4"), pattern_of(0.5)
+    ((2, 4), 0.5)
+    """
+    read = re.fullmatch(r"(\d+):(\d+)", weights) if isinstance(weights, str) else None
+    if read and 0 < int(read[1]) < int(read[2]):
+        return int(read[1]), int(read[2])
+    if isinstance(weights, str) or not 0 < weights < 1:
+        raise UserError(
+            "prune.weights", f"expected a share above 0 and below 1, or N:M such as 2:4, got {weights!r}"
+        )
+    return weights
+
+
+def _check_weights(config: PruneConfig) -> None:
+    assert config.weights is not None
+    pattern = pattern_of(config.weights)
+    if config.rivals:
+        raise UserError("prune.rivals", "have no meaning beside prune.weights; leave them out")
+    if config.target is not None and isinstance(pattern, tuple) and config.multiple % pattern[1]:
+        raise UserError(
+            "prune.multiple",
+            f"must be a multiple of {pattern[1]} for prune.weights: {config.weights}, got {config.multiple}",
+        )

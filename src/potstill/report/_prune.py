@@ -23,6 +23,7 @@ WORDS = {
     "macs": "multiply-accumulates of one image",
     "bytes": "bytes",
     "latency": "measured time of a forward pass",
+    "weights": "weights of layers that are not zero",
 }
 
 
@@ -39,6 +40,28 @@ def rounds(material: Material) -> str:
 
 
 def _lead(found: Mapping[str, Any]) -> str:
+    zeros = _zeros(found["zeros"]) if "zeros" in found else ""
+    if found["quantity"] == "weights":
+        return (
+            f"The student is the teacher with single weights at zero, trained with the untouched original as "
+            f"teacher; the control has the same zeros and learnt from labels alone. {zeros}"
+        )
+    return f"{_parts(found)} {zeros}".strip()
+
+
+def _zeros(zeros: Mapping[str, Any]) -> str:
+    """Which single weights of the student are zero."""
+    way = "magnitude" if zeros["importance"] == "magnitude" else "magnitude times the norm of their inputs"
+    pattern = str(zeros["pattern"])
+    kept, colon, every = pattern.partition(":")
+    kind = f" ({kept} of every {every} are kept)" if colon else ""
+    return (
+        f"<b>{percent(zeros['count'] / zeros['of'], 1)} of the weights</b> of its layers are zero and stayed "
+        f"so through training{kind}; they were chosen by {way}."
+    )
+
+
+def _parts(found: Mapping[str, Any]) -> str:
     target, quantity = found["target"], found["quantity"]
     flips = sum(row["flipped"] for row in found["rounds"])
     times = {0: "never", 1: "once"}.get(flips, f"{flips} times")
