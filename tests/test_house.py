@@ -226,6 +226,7 @@ def test_the_public_names_are_these() -> None:
         "logit_mse",
         "minilm_relation",
         "neuron_selectivity",
+        "perceptual",
         "probabilistic_transfer",
         "probability_mse",
         "region_hint",

@@ -134,6 +134,13 @@ def test_paired_folders_and_no_teacher(place: Path) -> None:
     assert "r1" in rows_of(place, "student")[0]["parts"]
 
 
+def test_what_other_eyes_see_is_a_term(place: Path) -> None:
+    go(place, "distill={image_l1: {weight: 10}, perceptual: {weight: 2}}", "train.steps=3")
+    parts = [row["parts"] for row in rows_of(place, "student")]
+    assert all(part["perceptual"] > 0 for part in parts)
+    assert "perceptual" not in rows_of(place, "control")[0]["parts"]
+
+
 class StoppedError(Exception):
     """In place of a lost process."""
 

@@ -17,8 +17,10 @@ from potstill.errors import UserError
 from potstill.layers import PlannedPair
 from potstill.terms import Term
 
-__all__ = ["any_valid", "compare", "mean_over_positions", "total_of"]
+__all__ = ["Eyes", "any_valid", "compare", "mean_over_positions", "total_of"]
 
+Eyes = Callable[[Tensor], Sequence[Tensor]]
+"""Maps of some layers of a frozen network, of images ``(N, C, H, W)``."""
 Given = Tensor | tuple["Given", ...]
 """What a loss takes from one network: a tensor, or tensors of several layers."""
 
@@ -30,6 +32,7 @@ def compare(
     teacher: Signals,
     batch: Batch,
     matchers: Mapping[str, nn.Module] | None = None,
+    eyes: Eyes | None = None,
 ) -> Tensor:
     """What a term measures in one batch.
 
@@ -40,6 +43,7 @@ def compare(
         teacher: What the teacher answered.
         batch: What both answered to.
         matchers: Modules of losses that learn, by the pairs' keys.
+        eyes: What sees the images of generators.
 
     Returns:
         The sum over valid predictions, over several layers their sum or mean as the loss declares; the
@@ -53,6 +57,9 @@ def compare(
     if term.signal == "logits":  # a teacher that keeps a graph for another term is a constant here
         answers = student.output, _constant(teacher.output)
         return total_of(*_values(term, term.function, *answers, batch, batch.where))
+    if term.signal == "seen":
+        assert eyes is not None, "the objective was checked"
+        return _of_seen(term, eyes(student.output), eyes(_constant(teacher.output)), batch)
     pairs = list(pairs)
     tokens = batch.tokens("student"), batch.tokens("teacher")
     kept = term.signal == "gradients"  # the only ones that need the teacher's graph
@@ -69,6 +76,14 @@ def compare(
         values.append(_values(term, call, *given, batch, mask))
     total = _total(values)
     return total if term.spec.combine == "sum" else total / len(values)
+
+
+def _of_seen(term: Term, ours: Sequence[Tensor], theirs: Sequence[Tensor], batch: Batch) -> Tensor:
+    """The sum over samples of a loss's mean over the layers of a network that sees both images."""
+    where = None if batch.where is None else any_valid(batch.where)
+    layers = zip(ours, theirs, strict=True)
+    values = [_values(term, term.function, *pair, batch, where) for pair in layers]
+    return _total(values) / len(values)
 
 
 def _constant(tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from potstill.schemes.settings import (
     LabelsConfig,
     MutualConfig,
 )
-from potstill.tasks import Task
+from potstill.tasks import ImageToImage, Task
 from potstill.teachers import MixedAnswers
 from potstill.train.course import Prepare
 from potstill.train.precision import Precision
@@ -109,7 +109,8 @@ class Experiment:
 
     def scheme(self, arm: Arm, seed: int) -> AnyScheme:
         """The scheme of one arm and seed; the control is the student with no teacher."""
-        objective = Objective(self.recipe.distill, self.task.supervised)
+        eyes = self.task.eyes if isinstance(self.task, ImageToImage) else None
+        objective = Objective(self.recipe.distill, self.task.supervised, eyes=eyes)
         game = isinstance(self.recipe.scheme, AdversarialConfig)
         if arm == "control" and not game:
             return Offline(self.student(seed), None, objective.without_terms())

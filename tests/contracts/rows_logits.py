@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.contracts.row import Row, logits
+from tests.contracts.row import Row, logits, maps
 
 ROWS: dict[str, Row] = {
     "kl": Row(logits, inductor=True),
@@ -14,4 +14,5 @@ ROWS: dict[str, Row] = {
     "probability_mse": Row(logits),
     "logit_mse": Row(logits),
     "image_l1": Row(logits),
+    "perceptual": Row(maps),
 }

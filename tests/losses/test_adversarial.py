@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from potstill.losses import image_l1
+from potstill.batch import Batch, Signals
+from potstill.errors import UserError
+from potstill.losses import image_l1, perceptual
 from potstill.losses.adversarial import Game, against, deceiving, gradient_penalty
+from potstill.objective import Objective
 
 REAL, FAKE = [[1.5, -0.5], [0.2, 3.0]], [[-2.0, 0.5], [1.0, 0.0]]
 
@@ -54,6 +58,33 @@ def test_image_l1_equals_its_oracle() -> None:
     ]
     oracle = [sum(abs(float(a) - float(b)) for a, b in pair) / 12 for pair in pairs]
     assert image_l1(student, teacher).tolist() == pytest.approx(oracle, rel=1e-12)
+
+
+def test_perceptual_golden() -> None:
+    maps = torch.tensor([[3.0, 4.0], [0.0, 2.0]]).reshape(2, 2, 1, 1)
+    other = torch.tensor([[4.0, 3.0], [5.0, 0.0]]).reshape(2, 2, 1, 1)
+    assert perceptual(maps, other).tolist() == pytest.approx([0.08, 2.0])
+    assert perceptual(maps, 7 * maps).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    with pytest.raises(ValueError, match="expected maps of one shape"):
+        perceptual(maps, maps[:1])
+
+
+def test_a_term_of_seen_maps_moves_the_student_alone_and_needs_eyes() -> None:
+    eye = nn.Conv2d(3, 4, 3).requires_grad_(False)
+    objective = Objective({"perceptual": {"weight": 2}}, eyes=lambda images: [images, eye(images)])
+    student, teacher = torch.rand(2, 3, 8, 8, requires_grad=True), torch.rand(2, 3, 8, 8, requires_grad=True)
+    batch = Batch({"student": student}, None, torch.tensor([True, False]), torch.arange(2))
+    part = objective.shares(Signals(student), Signals(teacher), batch)["perceptual"]
+    wanted = [perceptual(one(student), one(teacher))[0] for one in (nn.Identity(), eye)]
+    torch.testing.assert_close(part.total, torch.stack(wanted).mean())
+    assert (part.count, part.weight) == (1.0, 2.0)
+    part.total.backward()
+    assert student.grad is not None
+    assert student.grad[0].abs().sum() > 0
+    assert student.grad[1].abs().sum() == 0
+    assert teacher.grad is None
+    with pytest.raises(UserError, match=r"distill\.perceptual: needs a network to see images with"):
+        Objective({"perceptual": {}})
 
 
 def test_image_l1_golden() -> None:

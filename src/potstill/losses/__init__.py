@@ -16,7 +16,7 @@ from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, ske
 from potstill.losses.factors import factor_transfer
 from potstill.losses.features import feature_cosine, feature_mse
 from potstill.losses.gradients import gradient_attention
-from potstill.losses.images import image_l1
+from potstill.losses.images import image_l1, perceptual
 from potstill.losses.logits import hard_cross_entropy, kl, logit_mse, probability_mse, soft_cross_entropy
 from potstill.losses.relations.channels import batch_channel_correlation, channel_correlation
 from potstill.losses.relations.correlation import correlation_congruence
@@ -58,6 +58,7 @@ __all__ = [
     "logit_mse",
     "minilm_relation",
     "neuron_selectivity",
+    "perceptual",
     "probabilistic_transfer",
     "probability_mse",
     "region_hint",

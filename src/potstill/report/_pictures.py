@@ -49,12 +49,12 @@ def _row(material: Material, row: PictureRow) -> str:
         if arm in row.differences
     )
     scale = (
-        '<figcaption class="scale"><i aria-hidden="true"></i>'
-        f"difference from 0 to {255 * row.brightest:.0f} of 255</figcaption>"
+        '<p class="scale"><i aria-hidden="true"></i>'
+        f"difference from 0 to {255 * row.brightest:.0f} of 255</p>"
     )
     return (
         f'<h3 class="part">{escape(row.why)}</h3><div class="scroll"><div class="panes" '
-        f'style="--columns:{len(names)}">{cells}{apart}</div></div>{scale}'
+        f'style="--columns:{len(names)}">{cells}{scale}{apart}</div></div>'
     )
 
 

@@ -171,8 +171,9 @@ background:var(--grid)}
 .view{overflow:hidden;border-radius:5px;background:var(--grid);cursor:crosshair}
 .view img{display:block;width:100%;transform:scale(var(--zoom,1));transform-origin:var(--x,50%) var(--y,50%)}
 .zoomed .view img{image-rendering:pixelated}
-.panes figcaption,.scale{font-size:12.5px;color:var(--soft);margin-top:5px}
-.scale i{display:inline-block;width:90px;height:8px;border-radius:2px;margin-right:8px;
+.panes figcaption,.scale{font-size:12.5px;color:var(--soft);margin:5px 0 0}
+.panes .scale{grid-column:1/span 2;grid-row:2}
+.scale i{display:block;max-width:180px;height:8px;border-radius:2px;margin-bottom:5px;
 background:linear-gradient(90deg,#0a0814,#54185c,#c43e3c,#f89e32,#fff6c4)}
 .zoom{display:flex;gap:12px;align-items:center;font-size:14px;margin-top:26px}
 .zoom input{accent-color:var(--student);width:min(260px,60%)}
