@@ -36,7 +36,7 @@ def of_round(folder: RunFolder, number: int | None, recipe: Recipe) -> tuple[Run
     """
     if number is None:
         return folder, folder.student
-    steps = 0 if recipe.prune is None else recipe.prune.steps
+    steps = 0 if recipe.prune is None else recipe.prune.rounds
     if not 1 <= number <= steps:
         known = ", ".join(map(str, range(1, steps + 1))) or "none, as nothing was pruned"
         raise UserError("round", f"expected one of {known}, got {number}")

@@ -19,6 +19,7 @@ from torch import nn
 
 from potstill.errors import UserError
 from potstill.files import read_json, write_json
+from potstill.models.heads import fit_heads
 
 __all__ = ["Architecture", "says_all", "take_hooks"]
 
@@ -89,6 +90,7 @@ class Architecture:
                 _reshape(model.get_submodule(path), changed)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError("architecture", f"does not fit {type(original).__name__}: {error}") from error
+        fit_heads(model)
         return model
 
     def save(self, path: Path) -> None:

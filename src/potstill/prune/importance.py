@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from potstill.errors import UserError
+from potstill.models.heads import open_heads
 from potstill.prune.groups import Group, Plan, Slice, Structure
 from potstill.prune.removal import masked
 from potstill.prune.settling import settled
@@ -93,7 +94,9 @@ def unit_scores(
 
 
 def _ready(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).float().eval().requires_grad_(True)
+    ready = copy.deepcopy(model).float().eval().requires_grad_(True)
+    open_heads(ready)
+    return ready
 
 
 def _norm(model: nn.Module, slices: Sequence[Slice], units: int) -> Tensor:

@@ -60,6 +60,8 @@ def weight_masks(
     norms = _input_norms(model, losses) if kind == "input" else {}
     found = {}
     for path, module in _layers(model):
+        if kind == "input" and path not in norms:  # its owner reads its weights without calling it
+            continue
         scores = module.weight.detach().float().abs()
         if kind == "input":
             along = norms[path].reshape(1, -1, *[1] * (scores.dim() - 2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
+from potstill.models.heads import fit_heads
 from potstill.prune.groups import Group, Plan, Slice, Structure
 
 __all__ = ["Passing", "masked", "removed", "structure_after"]
@@ -46,6 +47,7 @@ def removed(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
     for path in plan.blocks:
         small.set_submodule(path, Passing())
     _cut(small, kept)
+    fit_heads(small)
     return small
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from potstill.batch import Inputs, ask
 from potstill.errors import UserError
+from potstill.models.heads import is_packed
 from potstill.prune.groups import Axis, Group, Plan, Slice, Structure
 from potstill.prune.removal import masked, removed
 from potstill.taps import first_tensor
@@ -42,21 +43,29 @@ def find_structure(
     Args:
         model: The network; left as it is.
         example: A small batch of its inputs, ``(N, ...)``, or several by name.
-        axes: ``layers`` for blocks, ``channels`` for channels.
+        axes: ``layers`` for blocks, ``channels`` for channels (neurons of linear layers too), ``heads`` for
+            those of self-attention.
 
     Raises:
-        UserError: If Torch-Pruning is not installed, or nothing can go at all.
+        UserError: If Torch-Pruning is not installed, nothing can go at all, or an axis is none of these.
     """
+    for axis in axes:
+        if axis not in ("layers", "channels", "heads"):
+            raise UserError(
+                "prune.axes",
+                f"{axis} has no meaning for {type(model).__name__}, which is of no known family; "
+                "expected layers, channels or heads",
+            )
     model = copy.deepcopy(model).float().eval().requires_grad_(True)
     example = example.float() if isinstance(example, Tensor) else example
     blocks = tuple(_blocks(model, example)) if "layers" in axes else ()
     groups: list[Group] = []
     notes: list[str] = []
     traced = _traced(model, example, notes) if "channels" in axes else ()
-    for group in traced:
+    for group in (*traced, *(_heads(model) if "heads" in axes else ())):
         reason = _problem(model, group, example)
         if reason:
-            notes.append(f"{group.name} keeps its {group.units} channels: {reason}")
+            notes.append(f"{group.name} keeps its {group.units} {group.axis}: {reason}")
         else:
             groups.append(group)
     if not groups and not blocks:
@@ -134,6 +143,31 @@ def _traced(model: nn.Module, example: Inputs, notes: list[str]) -> Iterator[Gro
             (readers if incoming else writers).extend(_slices(module, names[module], index, incoming))
         if readers:
             yield Group(names[root], "channels", units, tuple(writers), tuple(readers))
+
+
+def _heads(model: nn.Module) -> Iterator[Group]:
+    """The heads of each self-attention: rows of queries, keys and values, and columns of what reads them."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            if module.in_proj_weight is None or not module.batch_first or module.bias_k is not None:
+                continue
+            writes = [(path, "in_proj_weight"), (path, "in_proj_bias")]
+            reads = f"{path}.out_proj"
+        elif is_packed(module):
+            writes, reads = [(f"{path}.qkv", "weight"), (f"{path}.qkv", "bias")], f"{path}.proj"
+        else:
+            continue
+        heads, size = module.num_heads, module.head_dim
+        assert isinstance(heads, int)
+        assert isinstance(size, int)
+        index = torch.arange(heads * size).reshape(heads, size)
+        packed = torch.cat([index + part * heads * size for part in range(3)], dim=1)  # (heads, 3 * size)
+        writers = tuple(
+            Slice(owner, name, 0, packed)
+            for owner, name in writes
+            if getattr(model.get_submodule(owner), name, None) is not None
+        )
+        yield Group(path, "heads", heads, writers, (Slice(reads, "weight", 1, index),))
 
 
 def _index(item: Any, units: int) -> Tensor:
