@@ -121,14 +121,14 @@ class Judge:
             return self._patience(logits)
         scaled = logits.astype(np.float64) / self.policy.temperatures[number]
         scaled -= scaled.max(axis=1, keepdims=True)
-        probabilities = np.exp(scaled)
-        totals = probabilities.sum(axis=1, keepdims=True)
-        probabilities /= totals
+        exponentials = np.exp(scaled)
+        totals = exponentials.sum(axis=1, keepdims=True)
         if self.policy.kind == "probability":
-            return probabilities.max(axis=1)  # type: ignore[no-any-return]
+            return 1 / totals[:, 0]  # type: ignore[no-any-return]
+        probabilities = exponentials / totals
         if self.policy.kind == "margin":
             two = np.partition(probabilities, -2, axis=1)[:, -2:]
-            return two[:, 1] - two[:, 0]  # type: ignore[no-any-return]
+            return two[:, 1] - two[:, 0]
         entropy = -(probabilities * (scaled - np.log(totals))).sum(axis=1)
         return 1 - entropy / math.log(logits.shape[1])  # type: ignore[no-any-return]
 
@@ -202,6 +202,16 @@ def _read(path: Path, form: str) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """One file: its session, the names of what goes in and comes out, and where samples are in the latter."""
+
+    session: Any
+    inputs: list[str]
+    outputs: list[str]
+    axes: list[int | None]
+
+
 class OnnxEarlyExit:
     """An exported network with early exits.
 
@@ -244,29 +254,30 @@ class OnnxEarlyExit:
             Logits and exits in the order of the images.
         """
         judge = Judge(self.policy)
-        rows = np.arange(len(images))
-        exits = np.zeros(len(images), dtype=np.int64)
-        answers: list[Array] = []
-        order: list[Array] = []
+        left: list[tuple[Array | slice, int, Array]] = []
+        rows: Array | None = None  # of the samples still there, once some have left
         needed: Sequence[Array] = (images,)
-        for number, (session, names, axes) in enumerate(self._segments):
-            if not len(rows) and answers:
-                break
-            given = dict(zip(names, needed, strict=True))
+        for number, segment in enumerate(self._segments):
+            given = dict(zip(segment.inputs, needed, strict=True))
             if not self.policy.asks(number):
-                needed = session.run([output.name for output in session.get_outputs()[1:]], given)
+                needed = segment.session.run(segment.outputs[1:], given)
                 continue
-            logits, *rest = session.run(None, given)
+            logits, *needed = segment.session.run(segment.outputs, given)
             leaving = judge.leaving(number, logits)
-            exits[rows[leaving]] = number
-            answers.append(logits[leaving])
-            order.append(rows[leaving])
-            rows = rows[~leaving]
+            if leaving.all():
+                left.append((slice(None) if rows is None else rows, number, logits))
+                break
             if leaving.any():
-                rest = [_kept(values, axis, ~leaving) for values, axis in zip(rest, axes, strict=True)]
-            needed = rest
-        result = np.concatenate(answers)
-        result[np.concatenate(order)] = result.copy()
+                rows = np.arange(len(images)) if rows is None else rows
+                left.append((rows[leaving], number, logits[leaving]))
+                rows = rows[~leaving]
+                needed = [
+                    _kept(values, axis, ~leaving) for values, axis in zip(needed, segment.axes, strict=True)
+                ]
+        result = np.empty((len(images), logits.shape[1]), logits.dtype)
+        exits = np.empty(len(images), np.int64)
+        for places, number, logits in left:
+            result[places], exits[places] = logits, number
         return Answer(result, exits)
 
 
@@ -274,7 +285,7 @@ def _kept(values: Array, axis: int | None, keep: NDArray[np.bool_]) -> Array:
     return values if axis is None else np.compress(keep, values, axis=axis)
 
 
-def _open(folder: Path, segment: Mapping[str, Any], threads: int | None) -> tuple[Any, list[str], list[Any]]:
+def _open(folder: Path, segment: Mapping[str, Any], threads: int | None) -> _Segment:
     import onnxruntime
 
     path = folder / segment["file"]
@@ -286,4 +297,5 @@ def _open(folder: Path, segment: Mapping[str, Any], threads: int | None) -> tupl
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session, list(segment["inputs"]), list(segment["axes"])
+    outputs = [output.name for output in session.get_outputs()]
+    return _Segment(session, list(segment["inputs"]), outputs, list(segment["axes"]))
