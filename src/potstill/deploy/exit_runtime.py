@@ -254,7 +254,7 @@ class OnnxEarlyExit:
             Logits and exits in the order of the images.
         """
         judge = Judge(self.policy)
-        left: list[tuple[Array | slice, int, Array]] = []
+        left: list[tuple[Array, int, Array]] = []
         rows: Array | None = None  # of the samples still there, once some have left
         needed: Sequence[Array] = (images,)
         for number, segment in enumerate(self._segments):
@@ -265,7 +265,9 @@ class OnnxEarlyExit:
             logits, *needed = segment.session.run(segment.outputs, given)
             leaving = judge.leaving(number, logits)
             if leaving.all():
-                left.append((slice(None) if rows is None else rows, number, logits))
+                if rows is None:
+                    return Answer(logits, np.full(len(images), number, np.int64))
+                left.append((rows, number, logits))
                 break
             if leaving.any():
                 rows = np.arange(len(images)) if rows is None else rows
