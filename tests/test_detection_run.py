@@ -172,16 +172,28 @@ def test_a_teacher_that_finds_nothing_is_refused(folder: Path, tmp_path: Path) -
         ran(raw, folder, tmp_path / "run")
 
 
-def test_a_teacher_of_other_classes_is_refused(
+def test_classes_of_the_teacher_are_matched_by_name(
     folder: Path, taught: tuple[Path, Result], tmp_path: Path
 ) -> None:
+    """In another order they mean the same; one that the teacher lacks is refused."""
     raw = json.loads((folder / "shapes.json").read_text())
-    raw["categories"].reverse()
     for category in raw["categories"]:
         category["name"] = {"square": "disc", "disc": "square"}[category["name"]]
+    number = {3: 7, 7: 3}
+    for note in raw["annotations"]:
+        note["category_id"] = number[note["category_id"]]
     (tmp_path / "shapes.json").write_text(json.dumps(raw))
     given = recipe(taught[0], data={**DATA, "images": str(folder), "path": str(tmp_path / "shapes.json")})
-    with pytest.raises(UserError, match=r"teacher\.weights: knows the classes square, disc; .* disc, square"):
+    experiment = load_experiment(from_mapping(given), [folder])
+    part = experiment.splits.test
+    assert part.class_names == ("disc", "square")
+    assert experiment.teacher is not None
+    answers = experiment.task.predict(experiment.teacher, experiment.evaluation(part), "teacher").numpy()
+    reached = taught[1].data["models"]["student"]["map"]
+    assert experiment.task.value(answers, part) == pytest.approx(reached, abs=1e-4)
+    raw["categories"][0]["name"] = "triangle"
+    (tmp_path / "shapes.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"teacher\.weights: knows .* square, disc; .* lacks triangle"):
         load_experiment(from_mapping(given), [folder])
 
 

@@ -35,15 +35,16 @@ def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
     splits = load_boxes(recipe.data, search)
     names = splits.train.class_names
 
-    def make(config: ModelConfig, where: str) -> nn.Module:
-        network = made(config, search, where, num_classes=len(names), folders=search)
+    def make(config: ModelConfig, where: str, classes: Sequence[str] = names) -> nn.Module:
+        network = made(config, search, where, num_classes=len(classes), folders=search)
         return network if isinstance(network, Detector) else Detector(network)
 
     config = recipe.teacher
-    teacher = None if config is None else make(config, "teacher")
+    own = names if config is None else _own_classes(config, names, search)
+    teacher = None if config is None else make(config, "teacher", own)
     views: dict[str, Preprocessing] = {}
     if isinstance(teacher, Detector) and config is not None:
-        _check_classes(config, names, search)
+        teacher.order = None if own == names else [own.index(name) + 1 for name in names]
         teacher.answering = _asks_for_answers(recipe)
         views["teacher"] = preprocessing_of(teacher, config, 3, None, where="teacher")
     torch.manual_seed(recipe.seed)
@@ -93,13 +94,21 @@ def _asks_for_answers(recipe: DetectionRecipe) -> bool:
     return any(Term(name, config).options.get("regions") == "confident" for name, config in configs.items())
 
 
-def _check_classes(config: ModelConfig, names: Sequence[str], search: Sequence[Path]) -> None:
-    """The teacher's classes are the data's, in their order, where its weights say which they are."""
+def _own_classes(config: ModelConfig, names: tuple[str, ...], search: Sequence[Path]) -> tuple[str, ...]:
+    """The teacher's classes, where its weights say which they are, else the data's.
+
+    Raises:
+        UserError: If it lacks one of the data's.
+    """
     if config.weights is None:
-        return
-    own = read_metadata(find(config.weights, search, "teacher.weights")).get("classes")
-    if own is not None and own.split("\n") != list(names):
+        return names
+    said = read_metadata(find(config.weights, search, "teacher.weights")).get("classes")
+    own = names if said is None else tuple(said.split("\n"))
+    absent = [name for name in names if name not in own]
+    if absent:
         raise UserError(
             "teacher.weights",
-            f"knows the classes {', '.join(own.split(chr(10)))}; the data's are {', '.join(names)}",
+            f"knows the classes {', '.join(own)}; the data's are {', '.join(names)}: it lacks "
+            f"{', '.join(absent)}, and classes are matched by name",
         )
+    return own

@@ -12,7 +12,8 @@ from potstill.batch import Batch, Signals
 from potstill.detected import of_heads
 from potstill.errors import UserError
 from potstill.models import detectors
-from potstill.models.detector import IGNORED, Detector
+from potstill.models._rows import IGNORED, renamed
+from potstill.models.detector import Detector
 from potstill.models.detectors import Pyramid
 from potstill.teachers import Frozen
 from potstill.terms import Term, TermConfig
@@ -130,6 +131,24 @@ def test_a_teacher_at_another_resolution_gets_the_regions_at_its_own() -> None:
     inputs = teacher.beside({"images": torch.zeros(3, 3, 128, 96)}, ours)
     scale = torch.tensor([1.5, 2.0, 1.5, 2.0])
     torch.testing.assert_close(inputs["proposals"], ours.taps["box.anchors"] * scale)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
+def test_classes_in_another_order_are_brought_to_the_datas(kind: str) -> None:
+    plain, other = made(kind).eval(), made(kind).eval()
+    boxes = torch.tensor([[[0.0, 0, 9, 9, 0.9, 2], [0, 0, 9, 9, 0.8, 1], [0, 0, 0, 0, 0, 0]]])
+    assert renamed(boxes, [2, 1])[0, :, 5].tolist() == [1.0, 2.0, 0.0]
+    other.order = [2]  # of a teacher's classes the data may have some alone
+    found, kept = plain(images()), other(images())
+    assert isinstance(kept, Tensor)
+    assert int((kept[..., 5] == 1).sum()) == int((found[..., 5] == 2).sum())
+    assert not (kept[..., 5] > 1).any()
+    other.order = [2, 1]
+    ours, said = taught(plain, other)
+    name = "box.classes" if "box.classes" in said.taps else "box.scores"
+    valid = ours.taps["box.labels"] != IGNORED if kind == "faster_rcnn" else ours.taps["box.labels"] > -9
+    pair = said.taps[name][..., [0, 2, 1]][valid], ours.taps[name].detach()[valid]
+    torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-4)
 
 
 def test_two_stages_need_the_regions_of_a_student() -> None:
