@@ -165,6 +165,58 @@ def test_detectors_with_a_sigmoid_for_each_class_are_taught(folder: Path, tmp_pa
     assert all(parameter.grad is not None for parameter in scheme.parameters() if parameter.requires_grad)
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+def test_images_without_labels_teach_by_what_the_teacher_finds(
+    folder: Path, taught: tuple[Path, Result], tmp_path: Path, kind: str
+) -> None:
+    """They have no loss of their own and no labels, but the teacher's boxes pull."""
+    for number in (1, 2, 3):
+        (tmp_path / f"more{number}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    data = {**DATA, "unlabelled": str(tmp_path)}
+    raw = recipe(taught[0], data=data, student=tiny(kind), distill={"response": {}}, augment={})
+    experiment = load_experiment(from_mapping(raw), [folder])
+    train = experiment.splits.train
+    assert len(train) == 48 + 3
+    assert any("3 images without labels" in note for note in experiment.notes)
+    task = experiment.task.seeded(0, len(train))
+    rows = train.__getitems__([48, 49, 50])
+    assert rows[1][:, 0, 4].tolist() == [-1.0] * 3
+    scheme = experiment.scheme("student", 0)
+    step = scheme(task.training_batch(*rows, 0))
+    assert float(step.parts["labels"].total.detach()) == 0.0
+    assert set(step.output.taps["box.labels"].unique().tolist()) <= {-1, -2}
+    assert float(step.parts["response"].total.detach()) > 0.0
+    step.loss.backward()
+    assert any(bool(each.grad.any()) for each in scheme.student.parameters() if each.grad is not None)
+    mixed = task.training_batch(*train.__getitems__([0, 48]), 0)
+    assert float(scheme(mixed).parts["labels"].total.detach()) > 0.0
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "ssdlite", "faster_rcnn"])
+def test_a_teacher_of_another_kind_teaches_by_its_final_boxes(
+    folder: Path, taught: tuple[Path, Result], kind: str
+) -> None:
+    raw = recipe(taught[0], student=tiny(kind), distill={"response": {}})
+    if kind == "faster_rcnn":
+        raw["distill"] |= {"teacher_boxes": {}, "by_sides": {"loss": "teacher_boxes", "form": "l1"}}
+    experiment = load_experiment(from_mapping(raw), [folder])
+    scheme = experiment.scheme("student", 0)
+    optimiser = torch.optim.AdamW(scheme.parameters(), lr=5e-3)
+    loader, prepare = experiment.training(0)
+    batch, values = prepare(*next(iter(loader.epoch(0))), 0), []
+    for _ in range(10):
+        step = scheme(batch)
+        optimiser.zero_grad()
+        step.parts["response"].mean.backward()
+        optimiser.step()
+        values.append(float(step.parts["response"].mean.detach()))
+    assert set(step.parts) == {"labels", *raw["distill"]}
+    assert all(bool(part.total.isfinite()) for part in step.parts.values())
+    told = sum(map(float, step.parts["response"].regions.values()))
+    assert told == pytest.approx(float(step.parts["response"].total.detach()), rel=1e-3)
+    assert values[-1] < 0.97 * values[0]
+
+
 def test_a_teacher_that_finds_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
     raw = recipe(tmp_path)
     raw["teacher"] = tiny()

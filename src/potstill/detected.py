@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from potstill.answered import of_answers, of_class, of_corners
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.layers import PlannedPair
-from potstill.losses.detection import inside_boxes, region_weights
 from potstill.losses.reduce import mean_over_rows
+from potstill.losses.regions import inside_boxes, region_weights
 from potstill.terms import Term
 
 __all__ = ["HEADED", "by_region", "of_heads", "shown_boxes"]
 
-HEADED = ("classes", "scores", "boxes")
+HEADED = ("classes", "scores", "boxes", "corners", "response")
 HEADS = ("rpn", "box")
 CONFIDENT = 0.5
 """Score from which a teacher's box shows a region."""
@@ -37,7 +38,7 @@ def of_heads(term: Term, student: Signals, teacher: Signals) -> Tensor:
     Raises:
         UserError: If the detectors have no such answers, or not of the same regions.
     """
-    heads = [head for head in HEADS if f"{head}.{term.signal}" in student.taps]
+    heads = _heads(term, student)
     if not heads:
         forms = sorted({name.partition(".")[2] for name in student.taps if "." in name} & set(HEADED))
         raise UserError(
@@ -55,6 +56,12 @@ def _of_head(term: Term, head: str, student: Signals, teacher: Signals) -> Tenso
     return mean_over_rows(values, where)
 
 
+def _heads(term: Term, student: Signals) -> list[str]:
+    """Heads of the student that a term compares."""
+    signals = ("classes", "scores") if term.signal == "response" else (term.signal,)
+    return [head for head in HEADS if any(f"{head}.{signal}" in student.taps for signal in signals)]
+
+
 def _objects(head: str, student: Signals) -> Tensor:
     """Regions of each image that have an object, ``(N,)``, at least 1."""
     return (student.taps[f"{head}.labels"] > 0).sum(dim=1).clamp(min=1)
@@ -62,6 +69,8 @@ def _objects(head: str, student: Signals) -> Tensor:
 
 def _of_regions(term: Term, head: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
     """What a term measures in each region of a head, and which regions count, ``(N, R)``."""
+    if term.signal == "response":
+        return of_answers(term, head, student, teacher)
     name = f"{head}.{term.signal}"
     if name not in teacher.taps:
         raise UserError(
@@ -71,9 +80,11 @@ def _of_regions(term: Term, head: str, student: Signals, teacher: Signals) -> tu
     ours, theirs = student.taps[name], teacher.taps[name]
     _check_regions(term, head, student, teacher)
     where, target = labels >= 0, labels
+    if term.signal == "corners":
+        return of_corners(term, head, student, teacher)
     if term.signal == "boxes":
         where, target = labels > 0, student.taps[f"{head}.deltas"]
-        ours, theirs = _of_class(ours, labels), _of_class(theirs, labels)
+        ours, theirs = of_class(ours, labels), of_class(theirs, labels)
     try:
         return term.function(ours, theirs, target, where=where, **term.options), where
     except ValueError as error:
@@ -95,7 +106,7 @@ def by_region(
     """
     if term.signal in HEADED:
         found = {}
-        for head in [head for head in HEADS if f"{head}.{term.signal}" in student.taps]:
+        for head in _heads(term, student):
             values, where = _of_regions(term, head, student, teacher)
             count = _objects(head, student) if term.signal == "scores" else where.sum(dim=1).clamp(min=1)
             shares = values.masked_fill(~where, 0.0) / count[:, None]
@@ -115,14 +126,6 @@ def by_region(
     over = 1 if term.spec.combine == "sum" else len(pairs)
     near, total = torch.stack(inside).sum() / over, torch.stack(whole).sum() / over
     return {"objects": near, "background": total - near}
-
-
-def _of_class(boxes: Tensor, labels: Tensor) -> Tensor:
-    """The boxes of each row's class, ``(N, R, 4)``."""
-    if boxes.dim() == 3:
-        return boxes
-    chosen = labels.clamp(min=0) if boxes.shape[2] > 1 else torch.zeros_like(labels)
-    return boxes.gather(2, chosen[:, :, None, None].expand(-1, -1, 1, 4))[:, :, 0]
 
 
 def _check_regions(term: Term, head: str, student: Signals, teacher: Signals) -> None:

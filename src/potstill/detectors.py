@@ -91,7 +91,8 @@ def _check(recipe: DetectionRecipe) -> None:
 def _asks_for_answers(recipe: DetectionRecipe) -> bool:
     """Whether a term looks at the boxes that the teacher would answer with."""
     _, configs = parse_terms(recipe.distill)
-    return any(Term(name, config).options.get("regions") == "confident" for name, config in configs.items())
+    terms = [Term(name, config) for name, config in configs.items()]
+    return any(term.options.get("regions") == "confident" or term.signal == "response" for term in terms)
 
 
 def _own_classes(config: ModelConfig, names: tuple[str, ...], search: Sequence[Path]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from potstill.batch import Batch, Signals
 from potstill.data.boxes import BoxSet
 from potstill.detected import shown_boxes
 from potstill.experiment import Experiment
-from potstill.losses.detection import inside_boxes, region_weights
+from potstill.losses.regions import inside_boxes, region_weights
 from potstill.report.scenes import Hint, photograph
 from potstill.taps import Tapped
 from potstill.tasks import Detection

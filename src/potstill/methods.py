@@ -162,6 +162,8 @@ def _needs(row: Method) -> str:
         "scores": "a detector's sigmoid scores of the same anchors",
         "boxes": "a detector's boxes of the same regions",
         "seen": "a frozen network's maps of both images (the recipe's ``features``)",
+        "corners": "a detector's boxes of the same regions, by their corners",
+        "response": "the boxes that a detector of any kind answers with",
         "gradients": "gradients of each network's own loss by its input or a tapped layer",
     }[row.spec.signal]
     needs += ", before their activation function" if row.spec.before_activation else ""

@@ -124,6 +124,20 @@ def test_images_of_any_shape_keep_theirs_in_one_size(tmp_path: Path) -> None:
     assert not images[0, :, round(30 * scale) + 1 :].any()
 
 
+def test_images_smaller_than_the_size_are_enlarged(tmp_path: Path) -> None:
+    path = write_shapes(tmp_path, {"train": 4, "val": 1, "test": 1})
+    train = load_boxes(BoxConfig(path=path.name, size=(2 * SIDE, 2 * SIDE)), [tmp_path]).train
+    plain = load_boxes(BoxConfig(path=path.name, size=(SIDE, SIDE)), [tmp_path]).train
+    torch.testing.assert_close(train.__getitems__([0])[1][..., :4], 2 * plain.__getitems__([0])[1][..., :4])
+
+
+def test_a_folder_without_images_is_no_unlabelled_one(tmp_path: Path) -> None:
+    path = write_shapes(tmp_path, {"train": 4, "val": 1, "test": 1})
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"data\.unlabelled: no image in"):
+        read(path, unlabelled="none")
+
+
 def test_missing_parts_are_cut_and_told(tmp_path: Path) -> None:
     splits = read(write_shapes(tmp_path, {"train": 10}), validation=2)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 2, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.losses import bounded_regression, region_hint, weighted_classes, weighted_scores
-from potstill.losses.detection import inside_boxes, region_weights
+from potstill.losses.regions import inside_boxes, region_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from potstill.data.box_files import Annotated as AnnotatedImage
-from potstill.data.box_files import Parts, read_coco, read_voc, read_yolo, size_of
+from potstill.data.box_files import Parts, read_coco, size_of, unlabelled
 from potstill.data.dataset import Rows, SampleSet
 from potstill.data.load import Splits
+from potstill.data.voc_yolo import read_voc, read_yolo
 from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.specs import find
@@ -22,6 +23,8 @@ from potstill.specs import find
 __all__ = ["BoxConfig", "BoxSet", "load_boxes"]
 
 LEAST_SIDE = 16
+UNKNOWN = -1
+"""Class of an image's first row where nobody labelled it."""
 KEPT_BYTES = 1 << 29
 """Decoded images that a part keeps in memory."""
 
@@ -40,6 +43,8 @@ class BoxConfig:
     """Height and width to which every image is brought, its shape kept, black below or right of it."""
     classes: tuple[str, ...] = ()
     """Of YOLO: the names of its classes, where there is no ``classes.txt``."""
+    unlabelled: str | None = None
+    """A folder of images without labels, for training alone: what the teacher finds in them is learnt."""
     validation: Annotated[float, Range(above=0)] = 0.1
     """What to cut from the training part where no validation part is given: a share, or a number."""
     test_with_validation: bool = False
@@ -57,6 +62,7 @@ class BoxSet(SampleSet):
 
     A batch is images ``(n, 3, H, W)`` uint8 and, of each, boxes ``(n, most, 6)`` float32: left, top, right,
     bottom in pixels of the given image, class counted from 1 (0 fills rows without a box), 1 for a crowd.
+    The first row of an image without labels has class -1.
 
     Args:
         images: Files and what is in them.
@@ -78,9 +84,12 @@ class BoxSet(SampleSet):
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Images, their boxes and their positions."""
         read = [self._read(int(position)) for position in indices]
-        most = max([len(self.annotated[int(position)].boxes) for position in indices], default=0)
+        asked = [self.annotated[int(position)] for position in indices]
+        most = max([max(len(image.boxes), int(not image.labelled)) for image in asked], default=0)
         boxes = torch.zeros(len(read), most, 6)
         for row, (position, (_, scale)) in enumerate(zip(indices, read, strict=True)):
+            if not self.annotated[int(position)].labelled:
+                boxes[row, 0, 4] = UNKNOWN
             for place, box in enumerate(self.annotated[int(position)].boxes):
                 corners = [side * scale for side in box.corners]
                 boxes[row, place] = torch.tensor([*corners, box.label + 1, float(box.crowd)])
@@ -144,8 +153,13 @@ def load_boxes(config: BoxConfig, search: Sequence[Path]) -> Splits[BoxSet]:
     notes = [f"data: {note}" for note in read.notes]
     _complete(read, config, notes)
     _check_files(read)
+    if config.unlabelled is not None:
+        more = unlabelled(find(config.unlabelled, search, "data.unlabelled"))
+        read.images["train"] = [*read.images["train"][: config.limit], *more]
+        notes.append(f"{len(more)} images without labels join the training part")
+    rest = read.class_names, config.size
     made = {
-        name: BoxSet(some[: config.limit], read.class_names, config.size)
+        name: BoxSet(some if config.unlabelled and name == "train" else some[: config.limit], *rest)
         for name, some in read.images.items()
     }
     train, validation, test = (made[name] for name in ("train", "validation", "test"))

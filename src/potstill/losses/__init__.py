@@ -7,10 +7,11 @@ imports torch and nothing else.
 from potstill.losses._declare import LossSpec as LossSpec
 from potstill.losses._declare import Range as Range
 from potstill.losses._declare import spec_of as spec_of
+from potstill.losses.answered import response, teacher_boxes
 from potstill.losses.attention import attention_transfer
 from potstill.losses.classes import decoupled_kl, dist
 from potstill.losses.contrastive import contrastive
-from potstill.losses.detection import bounded_regression, region_hint, weighted_classes, weighted_scores
+from potstill.losses.detection import bounded_regression, weighted_classes, weighted_scores
 from potstill.losses.distributions import channel_distribution
 from potstill.losses.divergences import generalized_js, reverse_kl, skew_kl, skew_reverse_kl, total_variation
 from potstill.losses.factors import factor_transfer
@@ -18,6 +19,7 @@ from potstill.losses.features import feature_cosine, feature_mse
 from potstill.losses.gradients import gradient_attention
 from potstill.losses.images import image_l1, perceptual
 from potstill.losses.logits import hard_cross_entropy, kl, logit_mse, probability_mse, soft_cross_entropy
+from potstill.losses.regions import region_hint
 from potstill.losses.relations.channels import batch_channel_correlation, channel_correlation
 from potstill.losses.relations.correlation import correlation_congruence
 from potstill.losses.relations.distances import rkd_angle, rkd_distance
@@ -62,6 +64,7 @@ __all__ = [
     "probabilistic_transfer",
     "probability_mse",
     "region_hint",
+    "response",
     "reverse_kl",
     "rkd_angle",
     "rkd_distance",
@@ -69,6 +72,7 @@ __all__ = [
     "skew_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",
+    "teacher_boxes",
     "total_variation",
     "variational_information",
     "weighted_classes",

@@ -24,9 +24,11 @@ Signal = Literal[
     "classes",
     "scores",
     "boxes",
+    "corners",
+    "response",
     "seen",
 ]
-OUTPUTS = ("logits", "classes", "scores", "boxes", "seen")
+OUTPUTS = ("logits", "classes", "scores", "boxes", "corners", "response", "seen")
 """Signals that are answers; the others are found by layers."""
 Spans = Literal["each", "neighbours", "all"]
 Place = Literal["stages", "middle", "last"]
@@ -55,8 +57,10 @@ class LossSpec:
             ``vectors`` (N, C) (maps and tokens are averaged over their positions first), ``features``
             (any of these three), ``attention`` (N, heads, L, L), ``gradients``: pairs of logits and the
             tensor to differentiate by; of detectors ``classes`` or ``scores`` (N, R, C) and ``boxes``
-            (N, R, 4) of each head, with what the labels say of each region as target; of generators ``seen``:
-            maps of their images in a frozen network.
+            (N, R, 4) of each head, with what the labels say of each region as target, ``corners``
+            (N, R, 4) as shares of the image, and ``response``, logits beside the probabilities that a
+            detector's final boxes give each region; of generators
+            ``seen``: maps of their images in a frozen network.
         weight: Default weight beside the supervised loss.
         labels: Default weight of the supervised loss beside it (0.1 beside ``kl``, else 1).
         over_set: The loss compares a whole batch and returns a 0-d tensor.

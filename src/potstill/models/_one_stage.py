@@ -59,7 +59,10 @@ def signals(
         f"box.{form}": raw["cls_logits"],
         "box.boxes": raw["bbox_regression"],
         "box.anchors": torch.stack(anchors),
+        "box.corners": _corners(model, raw["bbox_regression"], anchors),
     }
+    if hasattr(model, "center_sampling_radius"):
+        taps["points"] = taps["size"]  # its anchors are places, and overlap no box
     if answering:
         with torch.no_grad():
             taps["answers"] = answers(model, images, raw, anchors, rows)
@@ -75,6 +78,14 @@ def signals(
         deltas.append(delta)
     taps |= {"box.labels": torch.stack(labels), "box.deltas": torch.stack(deltas)}
     return Signals(torch.stack(losses), taps)
+
+
+def _corners(model: Any, deltas: Tensor, anchors: list[Tensor]) -> Tensor:
+    """Boxes ``(N, R, 4)`` by corners in pixels, from their deltas."""
+    coder = model.box_coder
+    decode = coder.decode_single if hasattr(coder, "decode_single") else coder.decode
+    each = [decode(some, mine) for some, mine in zip(deltas, anchors, strict=True)]
+    return torch.stack(each).view(len(anchors), -1, 4)
 
 
 def _matched(

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "MOST", "listed", "packed", "padded", "renamed", "shapes", "size_of"]
+__all__ = ["IGNORED", "MOST", "UNLABELLED", "listed", "packed", "padded", "renamed", "shapes", "size_of"]
 
 IGNORED = -1
 """Label of a row that counts in no loss; 0 is background, objects are counted from 1."""
+UNLABELLED = -2
+"""Label of a row that would count, in an image that nobody labelled."""
 MOST = 100
 """Boxes of an image that are answered, as COCO counts them."""
 

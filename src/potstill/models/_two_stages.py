@@ -63,6 +63,8 @@ def signals(
     logits, boxes = logits.float(), boxes.float().view(len(boxes), -1, 4)
     taps["box.classes"] = padded(list(logits.split(counts)), 0)
     taps["box.boxes"] = padded(list(boxes.split(counts)), 0)
+    corners = model.roi_heads.box_coder.decode(boxes.flatten(1), regions).view(boxes.shape)
+    taps["box.corners"] = padded(list(corners.split(counts)), 0)
     if answering:
         with torch.no_grad():
             taps["answers"] = found(model, images, maps)
@@ -90,10 +92,11 @@ def _regions(
         "rpn.classes": torch.stack([torch.zeros_like(rows), rows], dim=-1),
         "rpn.boxes": boxes,
         "rpn.anchors": torch.stack(anchors),
+        "rpn.corners": rpn.box_coder.decode(deltas, anchors).view(count, -1, 4),
     }
     if not propose:
         return taps, []
-    decoded = rpn.box_coder.decode(deltas.detach(), anchors).view(count, -1, 4)
+    decoded = taps["rpn.corners"].detach()
     regions, _ = rpn.filter_proposals(decoded, objectness, images.image_sizes, per_level)
     return taps, regions
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from potstill.batch import Signals
 from potstill.errors import UserError
 from potstill.models import _one_stage, _two_stages
-from potstill.models._rows import renamed
+from potstill.models._rows import IGNORED, UNLABELLED, renamed
 
 __all__ = ["Detector"]
 
@@ -33,7 +33,9 @@ class Detector(nn.Module):
         HEAD.scores  (N, R, C)  logits of a sigmoid each
         HEAD.boxes   (N, R, 4) or, one for each class, (N, R, C, 4)
         HEAD.anchors (N, R, 4)  what boxes are deltas of, in pixels
-        HEAD.labels  (N, R)     what the labels say of each row (0 background, -1 not asked)
+        HEAD.corners            the boxes themselves, in pixels, as many as HEAD.boxes
+        HEAD.labels  (N, R)     what the labels say of each row (0 background, -1 not asked,
+                                -2 asked where nothing is known)
         HEAD.deltas  (N, R, 4)  what they say of its box
 
     The last two only in training. ``answers`` (N, 100, 6) are the boxes that it would answer with.
@@ -73,7 +75,8 @@ class Detector(nn.Module):
         Args:
             images: ``(N, 3, H, W)``, normalised.
             boxes: True boxes ``(N, n, 4)`` in pixels, for training.
-            labels: Their classes ``(N, n)``, counted from 1; 0 fills rows without a box.
+            labels: Their classes ``(N, n)``, counted from 1; 0 fills rows without a box; below 0 in images of
+                which nothing is known: they have no loss, and no row of theirs a label.
             proposals: Regions to score, ``(N, R, 4)``; a detector of one stage scores its anchors instead.
 
         Returns:
@@ -88,7 +91,7 @@ class Detector(nn.Module):
                 {"boxes": some[which > 0], "labels": which[which > 0]}
                 for some, which in zip(boxes, labels, strict=True)
             ]
-            return self._raw(images, maps, targets, None)
+            return _without_labels(self._raw(images, maps, targets, None), (labels < 0).any(dim=1))
         if proposals is not None:
             return self._raw(images, maps, None, proposals)
         if self.two_stages:
@@ -114,8 +117,8 @@ class Detector(nn.Module):
         """The same answers, their classes numbered as the data's; number 0 is the background's."""
         taps = dict(said.taps)
         rows = torch.tensor([0, *order], device=said.output.device)
-        for name in ("box.classes", "box.scores", "box.boxes"):
-            if name in taps and (taps[name].dim() == 4 or name != "box.boxes"):
+        for name in ("box.classes", "box.scores", "box.boxes", "box.corners"):
+            if name in taps and (taps[name].dim() == 4 or name not in ("box.boxes", "box.corners")):
                 taps[name] = taps[name].index_select(2, rows)
         if "answers" in taps:
             taps["answers"] = renamed(taps["answers"], order)
@@ -130,3 +133,14 @@ class Detector(nn.Module):
         height, width = inputs["images"].shape[2:]
         scale = theirs.new_tensor([width, height, width, height]) / size.repeat(2)
         return {**inputs, "proposals": theirs * scale}
+
+
+def _without_labels(said: Signals, unknown: Tensor) -> Signals:
+    """The same, without a loss and labels in images ``(N,)`` of which nothing is known."""
+    if not bool(unknown.any()):
+        return said
+    taps = dict(said.taps)
+    for name in [name for name in taps if name.endswith(".labels")]:
+        blank = torch.where(taps[name] == IGNORED, IGNORED, UNLABELLED)
+        taps[name] = torch.where(unknown[:, None], blank, taps[name])
+    return Signals(said.output.masked_fill(unknown, 0.0), taps)

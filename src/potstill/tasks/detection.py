@@ -16,7 +16,7 @@ from potstill import distributed
 from potstill.augment import Augment, AugmentConfig, Scene
 from potstill.average_precision import Matches
 from potstill.batch import Batch, Signals, ask
-from potstill.data.boxes import BoxSet
+from potstill.data.boxes import UNKNOWN, BoxSet
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import OneInput
@@ -90,7 +90,8 @@ class Detection:
 
         Args:
             images: ``(N, 3, H, W)`` uint8.
-            boxes: ``(N, n, 6)``: corners in pixels, class counted from 1, crowd; crowds teach nothing.
+            boxes: ``(N, n, 6)``: corners in pixels, class counted from 1, crowd; crowds teach nothing, and of
+                an image whose first class is -1 nothing is known.
             index: ``(N,)`` positions in the data set.
             view: Number of the view.
 
@@ -108,6 +109,7 @@ class Detection:
             assert scene.there is not None, "a scene keeps what it has"
             images, corners, there = scene.images, scene.boxes, scene.there
         labels = boxes[..., 4].long() * there
+        labels = labels.masked_fill((boxes[..., 4] < 0).any(dim=1, keepdim=True), UNKNOWN)
         inputs = self._inputs(images)
         regions = corners.new_zeros(len(images), 0, 4)
         for role, given in inputs.items():

@@ -1,0 +1,90 @@
+"""How a term compares a student's regions with boxes: those of a teacher's regions, or its final answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from potstill.batch import Signals
+from potstill.errors import UserError
+from potstill.losses.answered import apart
+from potstill.terms import Term
+
+__all__ = ["of_answers", "of_class", "of_corners"]
+
+OVERLAP = 0.5
+"""From which overlap on a region stands for one of the teacher's boxes."""
+
+
+def of_class(boxes: Tensor, labels: Tensor) -> Tensor:
+    """The boxes of each row's class, ``(N, R, 4)``, where there is one for each class."""
+    if boxes.dim() == 3:
+        return boxes
+    chosen = labels.clamp(min=0) if boxes.shape[2] > 1 else torch.zeros_like(labels)
+    return boxes.gather(2, chosen[:, :, None, None].expand(-1, -1, 1, 4))[:, :, 0]
+
+
+def of_corners(term: Term, head: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+    """Distance of the student's box from the teacher's in each region, of the class that the teacher sees.
+
+    Returns:
+        Values ``(N, R)`` and where the teacher is confident.
+    """
+    if f"{head}.classes" in teacher.taps:
+        sure, chosen = teacher.taps[f"{head}.classes"].softmax(dim=-1)[..., 1:].max(dim=-1)
+    else:
+        sure, chosen = teacher.taps[f"{head}.scores"].sigmoid()[..., 1:].max(dim=-1)
+    pair = [of_class(each.taps[f"{head}.corners"], chosen + 1) / _sides(each) for each in (student, teacher)]
+    where = (student.taps[f"{head}.labels"] >= 0) & (sure >= term.options["confident"])
+    return term.function(*pair, sureness=sure, where=where, **term.options), where
+
+
+def of_answers(term: Term, head: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+    """What the teacher's final boxes say of each region of the student.
+
+    Returns:
+        Values ``(N, R)`` and which regions count: those that learn, and those that a box overlaps.
+
+    Raises:
+        UserError: If the student has places instead of anchors, or the teacher no final boxes.
+    """
+    answers = teacher.taps.get("answers")
+    if answers is None:
+        raise UserError(term.where, "needs a detector as teacher, and no cache")
+    if "points" in student.taps:
+        raise UserError(
+            term.where, "matches boxes with anchors or regions, and an FCOS student has places instead"
+        )
+    exclusive = f"{head}.classes" in student.taps
+    logits = student.taps[f"{head}.{'classes' if exclusive else 'scores'}"]
+    boxes, scores, labels = answers[..., :4] / _sides(teacher), answers[..., 4], answers[..., 5].long()
+    regions = student.taps[f"{head}.anchors"] / _sides(student)
+    overlap, at = (_overlaps(regions, boxes) * (labels > 0)[:, None]).max(dim=2)
+    hit = overlap >= OVERLAP
+    label = labels.gather(1, at).clamp(max=logits.shape[-1] - 1)  # of regions proposed: object or not
+    score = scores.gather(1, at) * hit
+    given = torch.zeros_like(logits).scatter(2, (label * hit)[..., None], score[..., None].to(logits))
+    given = torch.cat([1.0 - score[..., None].to(logits), given[..., 1:]], dim=-1)
+    theirs = boxes.gather(1, at[..., None].expand(-1, -1, 4))
+    ours = of_class(student.taps[f"{head}.corners"], label) / _sides(student)
+    distance = torch.where(hit, apart(ours, theirs.to(ours), "giou"), 0.0)
+    options = {**term.options, "exclusive": exclusive}
+    where = (student.taps[f"{head}.labels"] != -1) | (hit & (regions[..., 2] > regions[..., 0]))
+    values = term.function(logits, given, distance=distance, where=where, **options)
+    if not exclusive:  # of a sigmoid for each class the sum over regions is divided by those with an object
+        values = values * (where.sum(dim=1) / hit.sum(dim=1).clamp(min=1))[:, None]
+    return values, where
+
+
+def _sides(signals: Signals) -> Tensor:
+    """Width, height, width and height of what the network saw, ``(4,)``."""
+    return signals.taps["size"].repeat(2)
+
+
+def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union, ``(N, R, n)``."""
+    first = torch.maximum(boxes[:, :, None, :2], others[:, None, :, :2])
+    last = torch.minimum(boxes[:, :, None, 2:], others[:, None, :, 2:])
+    shared = (last - first).clamp(min=0).prod(dim=-1)
+    areas = [(each[..., 2:] - each[..., :2]).prod(dim=-1) for each in (boxes, others)]
+    return shared / (areas[0][:, :, None] + areas[1][:, None] - shared).clamp(min=1e-12)
