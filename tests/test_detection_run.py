@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from potstill.assembly import load_experiment
+from potstill.compare import compare_methods
 from potstill.config import from_mapping, load
 from potstill.errors import UserError
 from potstill.folder import RunFolder
@@ -125,6 +127,20 @@ def _check_page(found: Result, run: Path) -> None:
             parts = [value for key, value in row["regions"].items() if key.partition("/")[0] == name]
             assert len(parts) >= 2
             assert sum(parts) == pytest.approx(row["weighted"][name], rel=1e-3, abs=1e-6)
+
+
+def test_methods_are_compared(folder: Path, taught: tuple[Path, Result], tmp_path: Path) -> None:
+    """No teacher's answer is kept for another method: each student has regions of its own."""
+    raw = recipe(taught[0], train={**TRAIN, "steps": 2})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    rows = {
+        "hints": {"region_hint": {"regions": "none", "layers": [LEVEL + "0"]}},
+        "heads": {"weighted_classes": {}, "bounded_regression": {}},
+        "final": {"response": {}},
+    }
+    found = compare_methods(tmp_path / "recipe.yaml", rows=rows, data=folder, out=tmp_path / "out", seeds=1)
+    assert found.failed == []
+    assert set(found.scores) >= set(rows)
 
 
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(

@@ -40,7 +40,9 @@ def of_heads(term: Term, student: Signals, teacher: Signals) -> Tensor:
     """
     heads = _heads(term, student)
     if not heads:
-        forms = sorted({name.partition(".")[2] for name in student.taps if "." in name} & set(HEADED))
+        forms = sorted(
+            {name.partition(".")[2] for name in student.taps if "." in name} & {"classes", "scores", "boxes"}
+        )
         raise UserError(
             term.where,
             f"{term.config.loss} compares {term.signal} of detectors, and the student answers with "

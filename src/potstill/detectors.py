@@ -45,7 +45,6 @@ def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
     views: dict[str, Preprocessing] = {}
     if isinstance(teacher, Detector) and config is not None:
         teacher.order = None if own == names else [own.index(name) + 1 for name in names]
-        teacher.answering = _asks_for_answers(recipe)
         views["teacher"] = preprocessing_of(teacher, config, 3, None, where="teacher")
     torch.manual_seed(recipe.seed)
     student = make(recipe.student, "student")
@@ -86,13 +85,6 @@ def _check(recipe: DetectionRecipe) -> None:
                 "compares logits (N, C), and a detector has regions: see weighted_classes (R-CNN, SSD) "
                 "and weighted_scores (RetinaNet, FCOS)",
             )
-
-
-def _asks_for_answers(recipe: DetectionRecipe) -> bool:
-    """Whether a term looks at the boxes that the teacher would answer with."""
-    _, configs = parse_terms(recipe.distill)
-    terms = [Term(name, config) for name, config in configs.items()]
-    return any(term.options.get("regions") == "confident" or term.signal == "response" for term in terms)
 
 
 def _own_classes(config: ModelConfig, names: tuple[str, ...], search: Sequence[Path]) -> tuple[str, ...]:

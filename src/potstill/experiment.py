@@ -134,7 +134,8 @@ class Experiment:
             live = (lambda: MixedAnswers(source())) if mixed else source
             return self.shelf.teacher(live, seed, objective.temperatures)
         teacher = self.teacher
-        if teacher is not None and self.answers is not None:
+        # What is answered beside a student (a detector, by the student's regions) is another's no use.
+        if teacher is not None and self.answers is not None and not hasattr(teacher, "beside"):
             self.answers.begin(seed)
             teacher = Remembered(teacher, self.answers)
         return MixedAnswers(teacher) if teacher is not None and mixed else teacher

@@ -8,16 +8,18 @@ SSD). Images come as one batch of one size, normalised; the detector's own resiz
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from potstill.batch import Signals
+from potstill.detected import HEADED
 from potstill.errors import UserError
 from potstill.models import _one_stage, _two_stages
-from potstill.models._rows import IGNORED, UNLABELLED, renamed
+from potstill.models._rows import IGNORED, UNLABELLED, renamed, size_of
+from potstill.terms import Term
 
 __all__ = ["Detector"]
 
@@ -45,6 +47,7 @@ class Detector(nn.Module):
         answering: Also give ``answers`` beside raw answers: what the teacher is confident of.
 
     Attributes:
+        scoring: Whether it is asked about regions; else it gives its final boxes alone, as ``answers``.
         order: Where its classes are not the data's: its own number, from 1, of each class of the data. It
             then answers with the data's classes; those that the data lacks are left out.
     """
@@ -53,6 +56,7 @@ class Detector(nn.Module):
         super().__init__()
         self.model: Any = model
         self.answering = answering
+        self.scoring = True
         self.order: list[int] | None = None
         self.two_stages = hasattr(model, "rpn") and hasattr(model, "roi_heads")
         missing = [name for name in ("backbone", "head", "anchor_generator") if not hasattr(model, name)]
@@ -92,13 +96,26 @@ class Detector(nn.Module):
                 for some, which in zip(boxes, labels, strict=True)
             ]
             return _without_labels(self._raw(images, maps, targets, None), (labels < 0).any(dim=1))
-        if proposals is not None:
+        if proposals is not None and self.scoring:
             return self._raw(images, maps, None, proposals)
+        found = self._found(images, maps)
+        return found if proposals is None else Signals(found, {"answers": found, "size": size_of(images)})
+
+    def _found(self, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+        """Its final boxes, their classes numbered as the data's."""
         if self.two_stages:
             found = _two_stages.found(self.model, images, maps)
         else:
             found = _one_stage.answers(self.model, images, *_one_stage.raw_answers(self.model, images, maps))
         return found if self.order is None else renamed(found, self.order)
+
+    def asked(self, terms: Iterable[Term]) -> None:
+        """Hear what it will be compared by, as a teacher: final boxes, what it says of regions, or both."""
+        terms = list(terms)
+        self.answering = any(
+            term.options.get("regions") == "confident" or term.signal == "response" for term in terms
+        )
+        self.scoring = any(term.signal in HEADED and term.signal != "response" for term in terms)
 
     def _raw(
         self,
@@ -128,7 +145,7 @@ class Detector(nn.Module):
         """The same inputs, to be scored on the regions of another network, at this one's resolution."""
         theirs = given.taps.get("box.anchors")
         size = given.taps.get("size")
-        if not self.two_stages or theirs is None or size is None:
+        if not (self.two_stages and self.scoring) or theirs is None or size is None:
             return dict(inputs)
         height, width = inputs["images"].shape[2:]
         scale = theirs.new_tensor([width, height, width, height]) / size.repeat(2)

@@ -17,7 +17,7 @@ from potstill.schemes.paraphrasing import SHARE, paraphrasing
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied
 from potstill.taps import Tapped
-from potstill.teachers import Teacher, as_teacher
+from potstill.teachers import Frozen, Teacher, as_teacher
 
 __all__ = ["Offline", "StudentPart"]
 
@@ -111,6 +111,9 @@ class Offline(nn.Module):
                 "missing; terms that compare layers need a small batch to plan them and make adapters",
             )
         taught = None if teacher is None else cast(Teacher, as_teacher(teacher))
+        hear = getattr(taught.network, "asked", None) if isinstance(taught, Frozen) else None
+        if hear is not None:  # a detector answers what its terms ask for
+            hear(self.objective.terms.values())
         made = nn.ModuleDict()
         if taught is not None and example is not None and self.objective.needs_layers:
             layers = partial(taught.layers, example.input("teacher"))
