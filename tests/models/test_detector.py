@@ -14,7 +14,7 @@ from potstill.errors import UserError
 from potstill.models import detectors
 from potstill.models._rows import IGNORED, renamed
 from potstill.models.detector import Detector
-from potstill.models.detectors import Pyramid
+from potstill.models.pyramid import Pyramid
 from potstill.teachers import Frozen
 from potstill.terms import Term, TermConfig
 from tests.shapes import tiny
