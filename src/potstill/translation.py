@@ -16,8 +16,10 @@ from potstill.data.pictures import PictureSet, load_pictures
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.materials import Material, made
+from potstill.measure import OneInput, macs_of_one, parameters
 from potstill.models.load import ModelConfig
 from potstill.models.perception import perception
+from potstill.models.slicing import narrow_config, start_from, widest
 from potstill.schemes.settings import AdversarialConfig, others_of
 from potstill.tasks import ImageToImage
 
@@ -56,16 +58,50 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
         return made(config, search, where, num_classes=0, inputs=given, outputs=wanted)
 
     teacher = None if recipe.teacher is None else make(recipe.teacher, "teacher")
+    fresh = functools.partial(make, recipe.student, "student")
+    if recipe.student.model == "teacher":
+        fresh = _narrowed(recipe, teacher, make, task.one_input("student", splits.train))
     torch.manual_seed(recipe.seed)
     return Material(
         splits=splits,
         task=task,
         teacher=teacher,
-        student=make(recipe.student, "student"),
-        fresh=lambda: make(recipe.student, "student"),
+        student=fresh(),
+        fresh=fresh,
         others=_judges(recipe, search, wanted, given),
         notes=() if eyes is not None else (NO_EYES,),
     )
+
+
+def _narrowed(
+    recipe: ImageRecipe, teacher: nn.Module | None, make: Callable[..., nn.Module], one: OneInput
+) -> functools.partial[nn.Module]:
+    """Makes students that are the teacher with fewer channels, those that matter most."""
+    student = recipe.student
+    if recipe.teacher is None or teacher is None:
+        raise UserError("student.model", "missing; without a teacher there is nothing to make narrow")
+    config = narrow_config(student, recipe.teacher)
+    if student.target is not None:
+        size = functools.partial(macs_of_one, one=one) if student.target.macs else parameters
+        wanted = student.target.macs or student.target.parameters or 1.0
+
+        def wide(width: int) -> nn.Module:
+            return make(
+                dataclasses.replace(config, arguments={**config.arguments, "width": width}), "student"
+            )
+
+        # the teacher's own width: the channels after its first convolution
+        most = int(next(teacher.parameters()).shape[0])
+        target = wanted * size(teacher) if wanted <= 1 else wanted
+        width = widest(wide, most, size, target)
+        config = dataclasses.replace(config, arguments={**config.arguments, "width": width})
+
+    def fresh() -> nn.Module:
+        made_anew = make(config, "student")
+        start_from(made_anew, teacher)
+        return made_anew
+
+    return functools.partial(fresh)
 
 
 def _judges(
