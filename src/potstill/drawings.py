@@ -36,7 +36,9 @@ def drawn(experiment: Experiment, outcome: Outcome) -> tuple[PictureRow, ...]:
     task, part = experiment.task, experiment.splits.test
     if not isinstance(task, ImageToImage):
         return ()
-    values = {arm: task.per_sample(found.selected, part)[0] for arm, found in outcome.arms.items()}
+    values: dict[str, NDArray[np.float64]] = {
+        arm: task.per_sample(found.selected, part)[0] for arm, found in outcome.arms.items()
+    }
     if outcome.teacher is not None and task.has_truth:
         values["teacher"] = task.per_sample(outcome.teacher, part)
     order = np.argsort(values["student"], kind="stable")
@@ -57,8 +59,8 @@ def drawn(experiment: Experiment, outcome: Outcome) -> tuple[PictureRow, ...]:
 def _images(experiment: Experiment, outcome: Outcome, task: ImageToImage, batch: Batch) -> dict[str, Tensor]:
     """Input, truth where there is one, and what each network answers, ``(N, C, H, W)`` in 0..1."""
     networks: dict[str, nn.Module] = {} if experiment.teacher is None else {"teacher": experiment.teacher}
-    for arm, found in outcome.arms.items():
-        model = found.cells[0].load(experiment.blank(arm), experiment.recipe.train.select)
+    for arm, trained in outcome.arms.items():
+        model = trained.cells[0].load(experiment.blank(arm), experiment.recipe.train.select)
         networks[arm] = model.to(experiment.device).eval()
     found = {"input": batch.tensor("student")} | ({} if batch.target is None else {"truth": batch.target})
     found |= {arm: task.answer(network, batch, arm) for arm, network in networks.items()}

@@ -17,7 +17,7 @@ from potstill.models.load import ModelConfig
 __all__ = ["GeneratorStudentConfig", "WidthTarget", "narrow_config", "start_from", "widest"]
 
 SIZE = Range(above=0)
-Layer = tuple[nn.Module, nn.InstanceNorm2d, str, str]
+Layer = tuple[nn.Conv2d | nn.ConvTranspose2d, nn.InstanceNorm2d, str, str]
 """A convolution, its norm, and the groups of channels that it takes and gives."""
 
 
