@@ -95,6 +95,7 @@ def test_a_detector_is_taught_and_compared(folder: Path, taught: tuple[Path, Res
     assert set(models) == {"teacher", "control", "student"}
     assert models["student"]["parameters"] < models["teacher"]["parameters"]
     assert models["teacher"]["map"] == pytest.approx(taught[1].data["models"]["student"]["map"], abs=1e-4)
+    assert found.gain == pytest.approx(models["student"]["map"] - models["control"]["map"])
     _check_page(found, tmp_path / "run")
 
 

@@ -177,10 +177,14 @@ class Detection:
         return self._matched(answers, part).mean()
 
     def per_sample(self, answers: Answers, part: BoxSet) -> NDArray[np.float64]:
-        """Jackknife pseudo-values of mAP: what each image adds to it, ``(..., N)``."""
-        flat = answers.reshape(-1, *answers.shape[-3:])
-        values = np.stack([self._matched(each, part).jackknife() for each in flat])
-        return values.reshape(answers.shape[:-2])
+        """Jackknife pseudo-values of mAP: what each image adds, ``(..., N)``, moved so that it is their mean.
+
+        Their own would correct a bias, but jumps of a curve from recall to recall count N times in it.
+        """
+        found = [self._matched(each, part) for each in answers.reshape(-1, *answers.shape[-3:])]
+        values = np.stack([each.jackknife() for each in found])
+        means = np.array([each.mean() for each in found])[:, None]
+        return (values - values.mean(axis=1, keepdims=True) + means).reshape(answers.shape[:-2])
 
     def interval(self, answers: Answers, part: BoxSet) -> tuple[float, float]:
         """Of mAP over seeds and images."""
