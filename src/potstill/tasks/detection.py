@@ -184,7 +184,8 @@ class Detection:
         found = [self._matched(each, part) for each in answers.reshape(-1, *answers.shape[-3:])]
         values = np.stack([each.jackknife() for each in found])
         means = np.array([each.mean() for each in found])[:, None]
-        return (values - values.mean(axis=1, keepdims=True) + means).reshape(answers.shape[:-2])
+        moved: NDArray[np.float64] = values - values.mean(axis=1, keepdims=True) + means
+        return moved.reshape(answers.shape[:-2])
 
     def interval(self, answers: Answers, part: BoxSet) -> tuple[float, float]:
         """Of mAP over seeds and images."""
