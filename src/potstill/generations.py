@@ -17,6 +17,7 @@ from potstill.data.tokens import TokenSet
 from potstill.experiment import Experiment
 from potstill.likeness import likeness
 from potstill.measure import Stopwatch, size_bytes
+from potstill.models.pretrained import quiet_library
 from potstill.outcome import Outcome
 from potstill.perplexity import token_closeness
 from potstill.taps import first_tensor
@@ -239,9 +240,10 @@ def assisted(found: Acceptance, student: Any, teacher: Any, prompts: Tensor, tok
 
     handle = teacher.register_forward_hook(count)
     try:
-        for prompt in prompts:
-            made = _continued(teacher, prompt[None], tokenizer, sample=True, assistant_model=student)
-            tokens += made.shape[1] - len(prompt)
+        with quiet_library():
+            for prompt in prompts:
+                made = _continued(teacher, prompt[None], tokenizer, sample=True, assistant_model=student)
+                tokens += made.shape[1] - len(prompt)
     finally:
         handle.remove()
     rounds = max(passes[0], 1)

@@ -14,7 +14,7 @@ from torch import nn
 from potstill.errors import UserError
 from potstill.specs import find
 
-__all__ = ["PREFIX", "classifier", "folder_of", "show_attention", "tokenizer"]
+__all__ = ["PREFIX", "classifier", "folder_of", "quiet_library", "show_attention", "tokenizer"]
 
 PREFIX = "transformers:"
 
@@ -61,7 +61,7 @@ def classifier(folder: Path, num_classes: int, arguments: Mapping[str, Any], whe
         UserError: If the folder holds no such model, or a head of another number of classes.
     """
     library = _transformers(where)
-    with _quiet():
+    with quiet_library():
         try:
             config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
             heads = any("ForSequenceClassification" in name for name in config.architectures or ())
@@ -87,7 +87,7 @@ def tokenizer(folder: Path, where: str) -> Any:
         UserError: If there is none, or it cannot pad.
     """
     library = _transformers(where)
-    with _quiet():
+    with quiet_library():
         try:
             made = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -104,8 +104,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The library's report on weights that a head lacks, and its progress bars, are nobody's business."""
+def quiet_library() -> Iterator[None]:
+    """Hush transformers: reports on weights that a head lacks, bars, and notes on its own workings."""
     from transformers.utils import logging as library
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
