@@ -1,6 +1,6 @@
 """A training step of a language model: labels alone, a live teacher, and words of it that were kept.
 
-    python benchmarks/language_step.py TEXT [--rows 4] [--length 256] [--rounds 3] [--threads 1]
+    python benchmarks/language_step.py TEXT [--rows 4] [--length 256] [--rounds 3] [--threads 1] [--no-memory]
 
 The teacher is SmolLM2-135M-Instruct, the student its first half, rows of TEXT, forward and backward, labels
 and forward KL. Sides take turns; a line a side: median CPU seconds, the median of the paired ratios over
@@ -119,6 +119,12 @@ def measured(options: argparse.Namespace) -> None:
     print((peak[0] - before) // 1_000_000)
 
 
+def peak(side: str) -> str:
+    """What a fresh process prints of a side's memory, in MB."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,6 +134,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--side", choices=SIDES, help="only its memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -151,16 +158,8 @@ def main() -> None:
                 seconds[side].append(time.process_time() - start)
     for side in SIDES:
         ratio = statistics.median(a / b for a, b in zip(seconds[side], seconds["labels"], strict=True))
-        peak = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--side", side],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        print(
-            f"{side:15} {statistics.median(seconds[side]):6.2f} s  {ratio:.2f} times labels  {peak} MB",
-            flush=True,
-        )
+        line = f"{side:15} {statistics.median(seconds[side]):6.2f} s  {ratio:.2f} times labels"
+        print(line if options.no_memory else f"{line}  {peak(side)} MB", flush=True)
 
 
 if __name__ == "__main__":

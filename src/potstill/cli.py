@@ -256,6 +256,7 @@ def export(
         from potstill.deploy.export import export_onnx
         from potstill.deploy.generator_export import export_generator
         from potstill.deploy.segments_export import export_run_exits
+        from potstill.deploy.text_export import export_text
         from potstill.folder import RunFolder
         from potstill.loaded import load_student
         from potstill.models.exits import WithExits
@@ -264,6 +265,8 @@ def export(
         path = out or run_folder / "student.onnx"
         if loaded.finds_boxes:
             print(export_boxes(loaded, path).describe())
+        elif loaded.reads_texts:
+            print(export_text(loaded, path).describe())
         else:
             write = export_generator if loaded.makes_images else export_onnx
             print(write(loaded, path).describe())

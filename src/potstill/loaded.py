@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.shapes import of_round, round_at_size, shaped
-from potstill.tasks import Classification, Detection, ImageToImage, Task
+from potstill.tasks import Classification, Detection, ImageToImage, Task, TextClassification
 
 __all__ = ["IN_MEMORY", "LoadedRun", "load_student"]
 
@@ -50,7 +51,9 @@ class LoadedRun:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of the logits."""
-        return self._images().class_names
+        return (
+            self.task.class_names if isinstance(self.task, TextClassification) else self._images().class_names
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,7 +65,7 @@ class LoadedRun:
     def _images(self) -> Classification | Detection:
         if not isinstance(self.task, Classification | Detection):
             raise UserError(
-                "export", f"so far classifiers, detectors and generators of images, got {self.task.samples}"
+                "export", f"so far classifiers, detectors and generators, got {self.task.samples}"
             )
         return self.task
 
@@ -75,6 +78,26 @@ class LoadedRun:
     def makes_images(self) -> bool:
         """Whether the student is a generator."""
         return isinstance(self.task, ImageToImage)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the student is a classifier of texts."""
+        return isinstance(self.task, TextClassification)
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts texts for the student."""
+        assert isinstance(self.task, TextClassification)
+        return self.task.tokenizers["student"]
+
+    def tokens(self, count: int) -> list[Mapping[str, Tensor]]:
+        """The first ``count`` test texts as the student sees each alone, tensors ``(1, L)`` by name."""
+        found = []
+        for place in range(min(count, len(self.test))):
+            inputs = self.task.plain_batch(*self.test.__getitems__([place])).input("student")
+            assert isinstance(inputs, Mapping), "texts are tokens and their mask"
+            found.append(inputs)
+        return found
 
     def generator_inputs(self, count: int) -> Tensor:
         """What a generator is given for the first ``count`` test images, ``(count, ...)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from potstill.assembly import load_experiment
 from potstill.batch import Signals
 from potstill.config import from_mapping
 from potstill.data.loader import Loader
+from potstill.deploy import text_export
+from potstill.deploy.text_export import export_text
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.loaded import load_student
+from potstill.models.texts import BiLSTM
 from potstill.run import run
 from tests.tasks.text import TEACHER, bert_in, project, student_of, tokenizer_in
 
@@ -63,9 +67,48 @@ def test_a_student_of_some_layers_is_trained_and_told(root: Path) -> None:
     assert "<blockquote>" in page
     assert page.count('<table class="field">') == 4  # hidden states and attention of control and student
     assert "layers of the teacher taught by" in page
-    loaded = load_student(root / "run", root)
-    with pytest.raises(UserError, match=r"^export: so far .* generators of images, got texts"):
-        loaded.samples(2)
+
+
+def test_an_exported_classifier_answers_to_texts_of_any_length(root: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    loaded = load_student(root / "taught", root)
+    (root / "out").mkdir()
+    exported = export_text(loaded, root / "out" / "student.onnx")
+    assert exported.samples == 48
+    import transformers
+
+    cut = transformers.AutoTokenizer.from_pretrained(root / "out" / "tokenizer")
+    session = runtime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    given = cut(["a very good film", "bad", "fine"], padding=True, return_tensors="np")
+    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    found = session.run(["logits"], {name: given[name] for name in ("input_ids", "attention_mask")})[0]
+    assert [names[row] for row in found.argmax(axis=1)] == ["0", "1", "0"]
+    assert session.run(["logits"], {name: given[name][1:2, :3] for name in ("input_ids", "attention_mask")})[
+        0
+    ][0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_a_classifier_that_disagrees_or_cannot_be_exported_leaves_no_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    loaded = load_student(root / "taught", root)
+    (root / "gone").mkdir()
+    packed = replace(loaded, student=BiLSTM(2, 14, width=4).eval())
+    with pytest.raises(UserError, match=r"^export: torch cannot export the student"):
+        export_text(packed, root / "gone" / "student.onnx")
+    padded = text_export._padded
+
+    def unmasked(texts: Any, padding: int) -> Any:
+        batch = padded(texts, padding)
+        return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+
+    monkeypatch.setattr(text_export, "_padded", unmasked)
+    with pytest.raises(
+        UserError, match=r"^export: onnxruntime disagrees with the trained student at batch 7"
+    ):
+        export_text(loaded, root / "gone" / "student.onnx")
+    assert not list((root / "gone").glob("*"))
 
 
 def test_the_student_loads_where_potstill_is_not(root: Path) -> None:

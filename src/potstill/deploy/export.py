@@ -8,13 +8,14 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill._version import __version__
@@ -23,7 +24,17 @@ from potstill.files import write_atomic
 from potstill.models.exits import WithExits
 from potstill.models.preprocessing import Preprocessing
 
-__all__ = ["Exportable", "Exported", "export_onnx", "write_model"]
+__all__ = [
+    "BATCHES",
+    "SAMPLES",
+    "Exportable",
+    "Exported",
+    "check_classes",
+    "export_onnx",
+    "in_batches",
+    "require",
+    "write_model",
+]
 
 SAMPLES = 64
 BATCHES = (1, 7)
@@ -118,7 +129,7 @@ def export_onnx(loaded: Exportable, path: Path) -> Exported:
         UserError: If a library is missing, the network cannot be exported, or the check fails; then no
             file is left.
     """
-    _require()
+    require()
     given = loaded.samples(SAMPLES)
     images = given.float() if given.is_floating_point() else given.float() / 255
     whole = loaded.student.model if isinstance(loaded.student, WithExits) else loaded.student
@@ -129,11 +140,29 @@ def export_onnx(loaded: Exportable, path: Path) -> Exported:
     network = _WithPreprocessing(student, loaded.preprocessing).eval()
     with write_atomic(path) as aside:
         write_model(network, images, aside, _metadata(loaded, images))
-        difference = _check(expected, images.numpy(), aside)
+        pixels = images.numpy()
+        batches = {
+            size: [{"images": pixels[rows]} for rows in in_batches(len(pixels), size)] for size in BATCHES
+        }
+        difference = check_classes(expected, batches, aside)
     return Exported(path, len(images), difference)
 
 
-def _require() -> None:
+def in_batches(count: int, size: int) -> list[slice]:
+    """Every one of ``count`` samples in batches of ``size``, the last of which may be short.
+
+    >>> in_batches(3, 2)
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def require() -> None:
+    """Refuse where a library is missing.
+
+    Raises:
+        UserError: With what to install.
+    """
     try:
         import onnx
         import onnxruntime
@@ -160,7 +189,7 @@ def _metadata(loaded: Exportable, images: Tensor) -> dict[str, str]:
 
 def write_model(
     network: nn.Module,
-    images: Tensor,
+    inputs: Tensor | Mapping[str, Tensor],
     path: Path,
     metadata: dict[str, str],
     *,
@@ -170,12 +199,12 @@ def write_model(
     """Write an ONNX file, unchecked.
 
     Args:
-        network: Takes one tensor and gives one.
-        images: At least two of its inputs, called ``images`` in the graph.
+        network: Takes one tensor, or tensors in this order, and gives one.
+        inputs: At least two of its inputs, called ``images`` in the graph, or inputs by name.
         path: Where to.
         metadata: What the file tells of itself.
         output: Name of what it gives.
-        dynamic: Dimensions of the input that may be others; the first is the batch.
+        dynamic: Dimensions of each input that may be others; the first is the batch.
 
     Raises:
         UserError: If torch cannot export it.
@@ -184,15 +213,16 @@ def write_model(
 
     shapes: dict[int, Any] = dict.fromkeys(dynamic, torch.export.Dim.AUTO)
     shapes[0] = torch.export.Dim("batch")
+    named = inputs if isinstance(inputs, Mapping) else {"images": inputs}
     with _quiet():
         try:
             program = torch.onnx.export(
                 network,
-                (images[:2],),
+                tuple(tensor[:2] for tensor in named.values()),
                 dynamo=True,
-                input_names=["images"],
+                input_names=list(named),
                 output_names=[output],
-                dynamic_shapes=(shapes,),
+                dynamic_shapes=(shapes,) * len(named),
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds; all mean that this network cannot go
@@ -224,19 +254,26 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _check(expected: np.ndarray[Any, Any], images: np.ndarray[Any, Any], path: Path) -> float:
-    """Largest difference of the file's logits, over the spread of those expected.
+def check_classes(
+    expected: NDArray[Any], batches: Mapping[int, Sequence[Mapping[str, NDArray[Any]]]], path: Path
+) -> float:
+    """Largest difference of a file's logits, over the spread of those expected.
 
-    The last batch may be short: every sample is checked at every batch size.
+    Args:
+        expected: Logits of the trained network, ``(N, classes)``.
+        batches: By their size: batches of the same N samples, in order, as the graph takes them.
+        path: The file.
+
+    Raises:
+        UserError: If a class is another, or a logit too far off.
     """
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     spread = max(float(expected.max() - expected.min()), 1e-6)
     largest = 0.0
-    for size in BATCHES:
-        batches = [images[start : start + size] for start in range(0, len(images), size)]
-        found = np.concatenate([session.run(["logits"], {"images": batch})[0] for batch in batches])
+    for size, parts in batches.items():
+        found = np.concatenate([session.run(["logits"], dict(part))[0] for part in parts])
         largest = max(largest, float(np.abs(found - expected).max()) / spread)
         wrong = int((found.argmax(axis=1) != expected.argmax(axis=1)).sum())
         if not largest <= TOLERANCE or wrong:

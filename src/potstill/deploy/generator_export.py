@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill._version import __version__
-from potstill.deploy.export import BATCHES, Exported, _require, write_model
+from potstill.deploy.export import BATCHES, Exported, require, write_model
 from potstill.errors import UserError
 from potstill.files import write_atomic
 from potstill.taps import first_tensor
@@ -66,7 +66,7 @@ def export_generator(loaded: GeneratorRun, path: Path) -> Exported:
         UserError: If a library is missing, the network cannot be exported, or the check fails; then no
             file is left.
     """
-    _require()
+    require()
     images = loaded.generator_inputs(SAMPLES)
     student = copy.deepcopy(loaded.student).eval()
     network = _InRange(student.to("cpu", memory_format=torch.contiguous_format)).eval()  # type: ignore[call-overload]

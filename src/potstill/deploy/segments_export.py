@@ -19,7 +19,7 @@ from potstill._version import __version__
 from potstill.deploy import exit_runtime
 from potstill.deploy.early_exit import load_policy
 from potstill.deploy.exit_runtime import MANIFEST, MANIFEST_FORMAT, OnnxEarlyExit, Policy
-from potstill.deploy.export import SAMPLES, TOLERANCE, Exportable, _first_line, _quiet, _require
+from potstill.deploy.export import SAMPLES, TOLERANCE, Exportable, _first_line, _quiet, require
 from potstill.errors import UserError
 from potstill.files import write_bytes, write_json
 from potstill.models.exits import EXIT, WithExits
@@ -124,7 +124,7 @@ def export_exits(
     Raises:
         UserError: If a library is missing, the network cannot be cut or exported, or the check fails.
     """
-    _require()
+    require()
     shipped = copy.deepcopy(network).cpu().eval()
     images = images.cpu()
     taken = images if preprocessing is None else preprocessing.normalise(images)
