@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill._version import __version__
-from potstill.deploy.export import Exportable, _quiet, _require
+from potstill.deploy.export import Exportable, _quiet, require
 from potstill.errors import UserError
 from potstill.files import write_atomic
 from potstill.models.preprocessing import Preprocessing
@@ -107,7 +107,7 @@ def export_boxes(loaded: Exportable, path: Path) -> ExportedBoxes:
         UserError: If a library is missing, the network cannot be exported, or the check fails; then no file
             is left.
     """
-    _require()
+    require()
     given = loaded.samples(SAMPLES)
     images = given.float() / 255
     student = copy.deepcopy(loaded.student).eval()
