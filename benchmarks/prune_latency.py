@@ -18,7 +18,8 @@ from potstill.environment import processor
 from potstill.models.cifar import resnet56
 from potstill.models.weights import load_weights
 from potstill.prune import PruneConfig, TargetConfig, find_structure, removed
-from potstill.prune.choice import Chooser, choose
+from potstill.prune.candidates import choose
+from potstill.prune.choice import Chooser
 from potstill.prune.gauge import Gauge, noise
 from potstill.prune.importance import block_scores, unit_scores
 from potstill.prune.store import Scores

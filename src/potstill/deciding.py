@@ -19,7 +19,8 @@ from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
 from potstill.models.weights import fingerprint
 from potstill.prune import Plan, PruneConfig, Structure
-from potstill.prune.choice import Candidate, Chooser, choose
+from potstill.prune.candidates import Candidate, choose
+from potstill.prune.choice import Chooser
 from potstill.prune.gauge import Gauge
 from potstill.prune.importance import block_scores, mean_loss, unit_scores
 from potstill.prune.masks import hold, weight_masks

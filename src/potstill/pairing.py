@@ -1,7 +1,8 @@
 """Which layer of the student learns from which layer of the teacher.
 
 ``auto`` goes by stage: the last module at each spatial size before the maps shrink, and by depth for
-networks of tokens. What it chose, and why, is part of the plan that a run prints.
+networks of tokens; what is left of a pruned transformer meets what it was. What it chose, and why, is part
+of the plan that a run prints.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from potstill.errors import UserError, nearest
 from potstill.landmarks import attention, blocks, family, hidden, pooled, projections, stages
-from potstill.recording import LayerShape
+from potstill.recording import LayerShape, number_in
 from potstill.taps import ATTENTION, INPUT, NO_ATTENTION
 
 __all__ = ["Layers", "Pair", "auto_pairs", "before_activations", "explicit_pairs"]
@@ -155,7 +156,17 @@ def _embeddings(
 
 
 def _pairs_by_depth(student: list[LayerShape], teacher: list[LayerShape], name: str = "block") -> list[Pair]:
-    """Spread the shorter list evenly over the longer; the last always meets the last."""
+    """What is left of a pruned student meets what it was; else the shorter list is spread over the longer.
+
+    Spread evenly, the last always meets the last.
+    """
+    before = {layer.origin or (number_in(layer.path), len(teacher)): layer for layer in teacher}
+    if all(layer.origin in before for layer in student):
+        return [
+            Pair(layer.path, before[layer.origin].path, f"{name} {layer.origin[0] + 1} before pruning")
+            for layer in student
+            if layer.origin is not None
+        ]
     count = min(len(student), len(teacher))
     pairs = []
     for step in range(1, count + 1):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ from potstill.adapters import kind_of
 from potstill.batch import Inputs, ask
 from potstill.taps import ATTENTION, INPUT, attention_in, first_tensor, version_of
 
-__all__ = ["LayerShape", "record"]
+__all__ = ["LayerShape", "number_in", "record"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class LayerShape:
         began: When its module began, counted in tensors seen before.
         ended: When its module ended, on the same clock.
         signed: Some value lies below 0: not the output of a ReLU.
+        origin: Of what lies in a layer of a pruned transformer: the layer's number in the original, from 0,
+            and how many that had.
     """
 
     path: str
@@ -39,6 +43,7 @@ class LayerShape:
     began: int = 0
     ended: int = 0
     signed: bool = True
+    origin: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,27 @@ def record(model: nn.Module, example: Inputs) -> list[LayerShape]:
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return _layer_shapes(seen)
+    kept: Any = getattr(getattr(model, "config", None), "kept_layers", None)
+    return _layer_shapes(seen, kept or {"layers": (), "of": 0})
 
 
-def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
+def number_in(path: str) -> int | None:
+    """The number of the layer that a path leads into, from 0; ``None`` where it leads into none.
+
+    >>> number_in("model.layers.3.mlp"), number_in("model.norm")
+    (3, None)
+    """
+    found = re.search(r"\.(\d+)(?=[.:]|$)", path)
+    return None if found is None else int(found[1])
+
+
+def _origin(path: str, kept: Mapping[str, Any]) -> tuple[int, int] | None:
+    number = number_in(path)
+    inside = number is not None and number < len(kept["layers"])
+    return (kept["layers"][number], kept["of"]) if inside else None
+
+
+def _layer_shapes(seen: list[_Seen], kept: Mapping[str, Any]) -> list[LayerShape]:
     """One entry a path, at the place where it was seen last."""
     calls = Counter(item.path for item in seen)
     last = {item.path: item for item in seen}
@@ -127,6 +149,7 @@ def _layer_shapes(seen: list[_Seen]) -> list[LayerShape]:
             item.began,
             item.ended,
             item.signed,
+            _origin(item.path, kept),
         )
         for item in seen
         if last[item.path] is item

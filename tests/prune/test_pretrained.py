@@ -14,10 +14,16 @@ from torch import Tensor, nn
 
 from potstill import measure
 from potstill.errors import UserError
-from potstill.prune import Plan, Structure, masked
+from potstill.pairing import auto_pairs
+from potstill.prune import Plan, PruneConfig, Structure, TargetConfig, masked
+from potstill.prune.candidates import choose
+from potstill.prune.choice import Chooser
 from potstill.prune.families import family_structure
+from potstill.prune.gauge import Gauge
 from potstill.prune.importance import UNIT_KINDS, block_scores, unit_scores
 from potstill.prune.pretrained import removed_pretrained
+from potstill.prune.store import Scores
+from potstill.recording import number_in, record
 
 transformers = pytest.importorskip("transformers")
 
@@ -55,7 +61,7 @@ def decoder(kind: str, **options: Any) -> Any:
         "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 32,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
-    return lively(getattr(transformers, model)(getattr(transformers, config)(**sizes, **own, **options)))
+    return lively(getattr(transformers, model)(getattr(transformers, config)(**{**sizes, **own, **options})))
 
 
 def encoder(kind: str) -> Any:
@@ -119,6 +125,24 @@ def test_a_smaller_encoder_answers_as_the_masked_one(kind: str) -> None:
     torch.testing.assert_close(logits(small), logits(masked(model, plan, structure)), atol=1e-4, rtol=1e-4)
     assert len(family_structure(small).blocks) == 2
     assert {group.units for group in family_structure(small).groups} == {7}
+
+
+@pytest.mark.parametrize("signal", ["tokens", "attention"])
+def test_layers_that_are_left_learn_from_what_they_were(signal: str) -> None:
+    model = decoder("llama", attn_implementation="eager", num_hidden_layers=5)
+    structure = family_structure(model, ["layers"])
+    path = structure.blocks[0].rpartition(".")[0]
+    small = removed_pretrained(model, Plan((f"{path}.1",)), structure)
+    again = removed_pretrained(small, Plan((f"{path}.2",)), family_structure(small, ["layers"]))
+    assert again.config.kept_layers == {"layers": [0, 2, 4], "of": 5}  # type: ignore[union-attr]
+    pairs = auto_pairs(record(again, TOKENS), record(model, TOKENS), signal=signal)
+    numbers = [
+        (number_in(pair.student), number_in(pair.teacher)) for pair in pairs if "before" in pair.reason
+    ]
+    assert numbers == [(0, 0), (1, 2), (2, 4)]
+    other = decoder("llama", num_hidden_layers=4)  # not what it was: by depth
+    by_depth = auto_pairs(record(again, TOKENS), record(other, TOKENS), signal="tokens")
+    assert [number_in(pair.teacher) for pair in by_depth][-3:] == [1, 2, 3]
 
 
 def test_hidden_width_that_holds_zeros_goes_unnoticed() -> None:
@@ -253,3 +277,48 @@ def test_what_cannot_be_said_in_a_configuration_is_refused() -> None:
 def test_axes_that_a_family_does_not_have_are_refused(make: Any, axes: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         family_structure(make(), axes)
+
+
+def test_mixtures_of_neurons_and_heads_are_candidates() -> None:
+    model = encoder("bert")
+    structure = family_structure(model, ["mlp", "heads"])
+
+    def losses(one: nn.Module) -> Iterator[Tensor]:
+        yield one(TOKENS).logits.pow(2).mean(dim=1)
+
+    scores = Scores(unit_scores(model, structure.groups, losses, "activation"), {})
+    target = TargetConfig(macs=0.8)
+    gauge = Gauge.of(target, model, TOKENS, lambda _: ())
+    chooser = Chooser(model, structure, scores, gauge, PruneConfig(target=target, trial_steps=0))
+    found = choose(chooser, gauge.goal, losses, None)
+    assert len({tuple(sorted(one.gone.items())) for one in found}) > 1
+    assert all(one.cost <= gauge.goal for one in found)
+    assert [one.loss for one in found] == sorted(one.loss for one in found)
+    assert all(sum(one.gone.values()) == sum(map(len, one.plan.units.values())) for one in found)
+
+
+def test_tokens_a_second_are_the_measured_time_of_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(models: Any, **_: Any) -> Any:  # a microsecond a parameter
+        found = {name: 1e-3 * measure.parameters(model) for name, (model, _) in models.items()}
+        return {name: measure.Latency(value, value, value, 3) for name, value in found.items()}
+
+    monkeypatch.setattr(measure, "latency", clock)
+    model, inputs = decoder("llama"), {"input_ids": TOKENS}
+    own = 1000 * TOKENS.numel() / (1e-3 * measure.parameters(model))
+    structure = family_structure(model, ["layers", "mlp"])
+    target = TargetConfig(tokens_per_second=1.2 * own)
+    gauge = Gauge.of(target, model, inputs, lambda _: structure.blocks)
+    assert gauge.goal == pytest.approx(gauge.whole / 1.2)
+    scores = Scores(
+        unit_scores(model, structure.groups, losses, "magnitude"),
+        block_scores(model, structure, losses, "influence"),
+    )
+    config = PruneConfig(target=target, trial_steps=0)
+    gauge = Gauge.of(target, model, inputs, lambda one: family_structure(one, ["layers"]).blocks)
+    best = choose(Chooser(model, structure, scores, gauge, config), gauge.goal, losses, None)[0]
+    small = removed_pretrained(model, best.plan, structure)
+    assert 1000 * TOKENS.numel() / (1e-3 * measure.parameters(small)) >= 1.2 * own
+    with pytest.raises(UserError, match=r"prune\.target\.tokens_per_second: must be above the model's own"):
+        Gauge.of(TargetConfig(tokens_per_second=own / 2), model, inputs, lambda _: ())
+    with pytest.raises(UserError, match=r"tokens_per_second: has a meaning for texts alone"):
+        Gauge.of(target, nn.Linear(4, 4), torch.zeros(1, 4), lambda _: ())

@@ -103,3 +103,5 @@ def _shorten(config: Any, kept: Sequence[int]) -> None:
         if isinstance(value, list | tuple) and len(value) == count and key.startswith("layer"):
             setattr(config, key, [value[place] for place in kept])  # what kind of attention each has
     config.num_hidden_layers = len(kept)
+    if getattr(config, "kept_layers", None) is not None:
+        config.kept_layers = None  # what pruning left of an original before

@@ -1,4 +1,4 @@
-"""Depth against width: plans that meet a target, each with another mixture, ranked by calibration loss."""
+"""Plans that meet a target: some of the least blocks go, then the least units, of one kind more or less."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,45 +14,17 @@ from torch import nn
 from potstill.errors import UserError
 from potstill.prune.gauge import Gauge
 from potstill.prune.groups import Group, Plan, Structure
-from potstill.prune.importance import Losses, mean_loss
 from potstill.prune.settings import PruneConfig
-from potstill.prune.settling import settled
 from potstill.prune.store import Scores
 from potstill.prune.surgery import cut
 
-__all__ = ["Candidate", "Chooser", "choose"]
+__all__ = ["Chooser"]
 
 TRIES = 6
 HEADS = ("heads", "kv_groups")
+TILT = 8.0
 NEAR = 0.95
 """A measured time from this share of the target up to the target is near enough."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to meet the target.
-
-    Attributes:
-        plan: What goes.
-        cost: Measured, in the target's unit.
-        loss: On the calibration samples, before any training.
-        trial: The same after a short training, where it was among the best.
-    """
-
-    plan: Plan
-    cost: float
-    loss: float
-    trial: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "blocks": list(self.plan.blocks),
-            "units": {name: list(units) for name, units in self.plan.units.items()},
-            "cost": self.cost,
-            "loss": self.loss,
-            "trial": self.trial,
-        }
 
 
 Step = tuple[tuple[Group, int], ...]
@@ -77,7 +48,7 @@ class Chooser:
     scores: Scores
     gauge: Gauge
     config: PruneConfig
-    _order: list[Step] = field(init=False)
+    _order: list[tuple[float, Step]] = field(init=False)
     _blocks: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,8 +64,7 @@ class Chooser:
         sets: dict[str, list[Group]] = {}
         for group in self.structure.groups:
             sets.setdefault(group.together or group.name, []).append(group)
-        rated = [pair for groups in sets.values() for pair in self._steps(groups)]
-        self._order = [step for _, step in sorted(rated, key=lambda pair: pair[0])]
+        self._order = [pair for groups in sets.values() for pair in self._steps(groups)]
 
     def _steps(self, groups: list[Group]) -> Iterator[tuple[float, Step]]:
         """What goes from groups of equal width, one step after the other, each with its merit.
@@ -128,22 +98,34 @@ class Chooser:
         """How many steps of units there are."""
         return len(self._order)
 
-    def plan(self, depth: int, count: int) -> Plan:
-        """The ``depth`` least blocks go, and the ``count`` least steps of what is left."""
+    @property
+    def tilts(self) -> tuple[float, ...]:
+        """How much more one kind of units may matter than scores say, where there are several kinds."""
+        return (1.0, TILT, 1 / TILT) if len({group.axis for group in self.structure.groups}) > 1 else (1.0,)
+
+    def plan(self, depth: int, count: int, tilt: float = 1.0) -> Plan:
+        """The ``depth`` least blocks go, and the ``count`` least steps of what is left.
+
+        With ``tilt`` scores of neurons and channels count so many times; 1 where it is left out.
+        """
         blocks = tuple(self._blocks[:depth])
         units: dict[str, list[int]] = {}
-        for step in self._left(blocks)[:count]:
+        for step in self._left(blocks, tilt)[:count]:
             for group, unit in step:
                 units.setdefault(group.name, []).append(unit)
         return Plan(blocks, {name: tuple(sorted(gone)) for name, gone in units.items()})
 
-    def _left(self, blocks: tuple[str, ...]) -> list[Step]:
-        steps = (tuple(item for item in step if not item[0].within(blocks)) for step in self._order)
+    def _left(self, blocks: tuple[str, ...], tilt: float = 1.0) -> list[Step]:
+        def tilted(pair: tuple[float, Step]) -> float:
+            return pair[0] if pair[1][0][0].axis in HEADS else pair[0] * tilt
+
+        ordered = (step for _, step in sorted(self._order, key=tilted))
+        steps = (tuple(item for item in step if not item[0].within(blocks)) for step in ordered)
         return [step for step in steps if step]
 
-    def cost(self, depth: int, count: int) -> float:
+    def cost(self, depth: int, count: int, tilt: float = 1.0) -> float:
         """Predicted."""
-        return self.gauge.predicted(cut(self._skeleton, self.plan(depth, count), self.structure))
+        return self.gauge.predicted(cut(self._skeleton, self.plan(depth, count, tilt), self.structure))
 
     def depths(self, budget: float) -> list[int]:
         """Numbers of blocks between the fewest with which the budget can be met and the most that it needs.
@@ -185,14 +167,14 @@ class Chooser:
             )
         return least
 
-    def fitted(self, depth: int, budget: float) -> tuple[Plan, float] | None:
-        """The plan of this depth that just meets the budget as measured, and its cost; ``None`` if none does.
+    def fitted(self, depth: int, budget: float, tilt: float = 1.0) -> tuple[Plan, float] | None:
+        """The plan of this mixture that just meets the budget as measured, and its cost, if any does.
 
         A prediction that proves wrong is corrected by what was measured.
         """
         goal, best = budget, None
         for _ in range(TRIES):
-            plan = self.plan(depth, self._fewest(depth, goal))
+            plan = self.plan(depth, self._fewest(depth, goal, tilt), tilt)
             cost = self.gauge.measured(cut(self._skeleton, plan, self.structure))
             if cost <= budget and (best is None or cost > best[1]):
                 best = (plan, cost)
@@ -201,42 +183,7 @@ class Chooser:
             goal *= (0.5 + 0.5 * NEAR) * budget / cost
         return best
 
-    def _fewest(self, depth: int, goal: float) -> int:
+    def _fewest(self, depth: int, goal: float, tilt: float) -> int:
         """The smallest count of units whose removal meets ``goal``, or all."""
         most = len(self._left(tuple(self._blocks[:depth])))
-        return self._first(most, lambda count: self.cost(depth, count) <= goal)
-
-
-def choose(
-    chooser: Chooser, budget: float, losses: Losses, trial: Callable[[int, nn.Module], float] | None
-) -> list[Candidate]:
-    """All candidates that meet the budget, the chosen one first.
-
-    Args:
-        chooser: Makes their plans.
-        budget: What they may cost.
-        losses: The calibration.
-        trial: Trains candidate number ``k`` (in the order of the first ranking) shortly and gives its loss.
-
-    Raises:
-        UserError: If there are none.
-    """
-    found = []
-    for depth in chooser.depths(budget):
-        fitted = chooser.fitted(depth, budget)
-        if fitted is not None:
-            plan, cost = fitted
-            loss = mean_loss(settled(cut(chooser.model, plan, chooser.structure), losses), losses)
-            found.append(Candidate(plan, cost, loss))
-    if not found:
-        name, value = chooser.gauge.target.given
-        raise UserError(f"prune.target.{name}", f"no network measured here met it, got {value:g}")
-    found.sort(key=lambda candidate: candidate.loss)
-    if trial is None or chooser.config.trial_steps == 0 or len(found) == 1:
-        return found
-    tried = [
-        Candidate(one.plan, one.cost, one.loss, trial(place, cut(chooser.model, one.plan, chooser.structure)))
-        for place, one in enumerate(found[: chooser.config.finalists])
-    ]
-    tried.sort(key=lambda candidate: candidate.trial if candidate.trial is not None else math.inf)
-    return [*tried, *found[chooser.config.finalists :]]
+        return self._first(most, lambda count: self.cost(depth, count, tilt) <= goal)

@@ -77,6 +77,9 @@ def _counts(plan: Plan, structure: Structure) -> dict[str, int]:
 def _built(model: Any, family: Family, counts: Mapping[str, int], kept: list[int]) -> Any:
     """A model of the smaller configuration, with weights of its own that do not matter."""
     config = copy.deepcopy(model.config)
+    if len(kept) < (depth := getattr(config, family.depth)):
+        before = getattr(config, "kept_layers", None) or {"layers": list(range(depth)), "of": depth}
+        config.kept_layers = {**before, "layers": [before["layers"][number] for number in kept]}
     setattr(config, family.depth, len(kept))
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from potstill.report._axes import AXES
 from potstill.report._format import bytes_text, compact, milliseconds, percent
 from potstill.report._front import front
 from potstill.report._material import Material, section
@@ -111,7 +112,7 @@ def _rounds(found: Mapping[str, Any], material: Material) -> str:
                 _amount(row["cost"], found["quantity"]),
                 percent(row["cost"] / found["target"]["whole"], 1),
                 str(len(chosen["blocks"])),
-                str(_units(chosen)),
+                _units(chosen),
                 f"{row['loss_before']:.3f}",
                 f"{chosen['loss']:.3f}",
                 _mean(row["validation"].get("student"), material),
@@ -121,8 +122,12 @@ def _rounds(found: Mapping[str, Any], material: Material) -> str:
     return _table(heads, rows)
 
 
-def _units(candidate: Mapping[str, Any]) -> int:
-    return sum(len(units) for units in candidate["units"].values())
+def _units(candidate: Mapping[str, Any]) -> str:
+    """How many units go: one kind alone as a number, several by name."""
+    gone = candidate.get("gone", {})
+    if len(gone) > 1:
+        return ", ".join(f"{count:,} {AXES[axis]}" for axis, count in gone.items())
+    return f"{sum(len(units) for units in candidate['units'].values()):,}"
 
 
 def _mean(values: Sequence[float] | None, material: Material) -> str:
@@ -157,7 +162,7 @@ def _candidates(found: Mapping[str, Any]) -> str:
         (
             str(row["round"]),
             str(len(one["blocks"])),
-            str(_units(one)),
+            _units(one),
             _amount(one["cost"], found["quantity"]),
             f"{one['loss']:.3f}",
             "" if one["trial"] is None else f"{one['trial']:.3f}",

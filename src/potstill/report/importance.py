@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.files import read_json, write_text
+from potstill.report._axes import AXES
 from potstill.report._material import section
 from potstill.report.charts import Band, curves
 from potstill.report.page import document
@@ -17,14 +18,6 @@ __all__ = ["render_importance"]
 
 CELL, ROW, NAMES = 26, 18, 170
 COLOURS = ("student", "control", "teacher", "other")
-TITLES = {
-    "layers": "layers",
-    "channels": "channels",
-    "mlp": "neurons",
-    "heads": "heads",
-    "kv_groups": "key-value groups",
-    "hidden": "hidden width",
-}
 
 
 def render_importance(folder: Path) -> Path:
@@ -37,9 +30,7 @@ def render_importance(folder: Path) -> Path:
     body = section("curves", "Loss against share removed", _curves(found), _lead(found))
     for axis, rows in {"layers": _blocks(found), **found["units"]}.items():
         if rows:
-            body += section(
-                axis, TITLES[axis].capitalize(), f"<figure>{heat_map(rows)}</figure>", _note(axis)
-            )
+            body += section(axis, AXES[axis].capitalize(), f"<figure>{heat_map(rows)}</figure>", _note(axis))
     path = folder / "importance.html"
     write_text(path, document("Importance", "importance", f"<h1>What matters</h1>{body}"))
     return path
@@ -71,7 +62,7 @@ def _curves(found: Mapping[str, Any]) -> str:
     bands = []
     for place, (axis, points) in enumerate(found["curves"].items()):
         x, y = [100 * share for share, _ in points], [loss for _, loss in points]
-        bands.append(Band(COLOURS[place % len(COLOURS)], TITLES[axis], x, y, y, y))
+        bands.append(Band(COLOURS[place % len(COLOURS)], AXES[axis], x, y, y, y))
     chart = curves(
         bands,
         label="Loss against the share removed",
