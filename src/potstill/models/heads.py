@@ -44,7 +44,7 @@ class FewerHeads(nn.MultiheadAttention):
             raise ValueError("expected self-attention without masks where heads are gone")
         assert isinstance(self.in_proj_weight, Tensor)
         packed = linear(query, self.in_proj_weight, self.in_proj_bias)  # (N, L, 3 * heads * size)
-        queries, keys, values = packed.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(
+        queries, keys, values = packed.reshape(*packed.shape[:2], 3, self.num_heads, self.head_dim).permute(
             2, 0, 3, 1, 4
         )
         dropout = self.dropout if self.training else 0.0
@@ -70,9 +70,9 @@ def fit_heads(model: nn.Module) -> None:
                 module.num_heads = heads
                 _open(module)
         elif is_packed(module):
-            size: Any = module.head_dim
-            width = module.qkv.out_features // 3  # type: ignore[union-attr,operator]
-            module.num_heads, module.attn_dim = width // size, width
+            packed: Any = module
+            packed.attn_dim = packed.qkv.out_features // 3
+            packed.num_heads = packed.attn_dim // packed.head_dim
 
 
 def open_heads(model: nn.Module) -> None:
