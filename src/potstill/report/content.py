@@ -277,7 +277,7 @@ class ReportContent:
     generations: tuple[Mapping[str, str], ...] = ()
     likeness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: tuple[PictureRow, ...] = ()
-    insides: Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]] = field(default_factory=dict)
+    insides: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] = field(default_factory=dict)
     detected: Detected | None = None
 
     def save(self, path: Path) -> None:
