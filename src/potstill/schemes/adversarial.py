@@ -140,7 +140,7 @@ class Adversarial(Around):
             return {**self.objective.counts(batch), "adversarial": rows}
         return {DISCRIMINATOR: rows, VARIETY: 1.0, **({"r1": rows} if self.r1 else {})}
 
-    def control(self, student: nn.Module) -> Offline | Adversarial:
+    def control(self, student: nn.Module) -> Offline | Adversarial:  # type: ignore[override]
         """The same student without what the teacher adds.
 
         Where there are true images: they, and a game with a copy of the discriminator as it is now. Where

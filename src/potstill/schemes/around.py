@@ -69,7 +69,7 @@ class Around(nn.Module):
         """What the inner scheme trains, as a loop may have wrapped it."""
         return {name: self.parts[name] for name in self.inner.trainable(stage, phase)}
 
-    def control(self, student: nn.Module) -> Offline | Around:
+    def control(self, student: nn.Module) -> Offline:
         """The same training by labels alone."""
         return self.inner.control(student)
 
