@@ -66,6 +66,7 @@ def faster_rcnn(
         Ren and others, "Faster R-CNN", 2015, https://arxiv.org/abs/1506.01497
 
     Example:
+        >>> import torch
         >>> model = faster_rcnn(2, channels=8, hidden=8, arguments={"width_mult": 0.1}).eval()
         >>> model(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 100, 6])
