@@ -55,6 +55,7 @@ class Finished:
         weights: Those of terms at ``auto``, as they were chosen.
         networks: Names of all networks, where there are several; the folder holds ``NAME.safetensors``.
         chosen: Which network is the student.
+        aids: Names of what it learnt with and may be of use again, such as a discriminator; kept likewise.
     """
 
     cell: Cell
@@ -67,6 +68,7 @@ class Finished:
     weights: dict[str, float] = field(default_factory=dict)
     networks: list[str] = field(default_factory=list)
     chosen: str = "student"
+    aids: list[str] = field(default_factory=list)
 
     @property
     def last_is_best(self) -> bool:
@@ -153,6 +155,8 @@ def _write(experiment: Experiment, arm: Arm, trained: Trained, place: Path) -> N
     for name, network in experiment.networks().items() if several else ():
         network.load_state_dict(_plain(trained.networks[name]))
         save_weights(network, place / f"{name}.safetensors", {"network": name})
+    for name, aid in trained.aids.items():
+        save_weights(aid, place / f"{name}.safetensors", {"network": name})
     row: dict[str, Any] = {
         "history": trained.history,
         "best_epoch": trained.best_epoch,
@@ -162,6 +166,7 @@ def _write(experiment: Experiment, arm: Arm, trained: Trained, place: Path) -> N
         "weights": trained.weights,
         "networks": list(trained.networks) if several else [],
         "chosen": trained.chosen,
+        "aids": list(trained.aids),
     }
     write_json(place / "trained.json", row)
     for checkpoint in place.glob("step-*.pt"):

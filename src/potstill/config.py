@@ -237,8 +237,7 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
         raw = {**raw, "student": _whole(raw)}
     recipe: Recipe = read_section(KINDS.get(str(raw.get("task")), Recipe), raw, "")
     if "distill" not in raw:
-        usual = {"labels": {}} if _is_served(recipe) else dict(recipe.scheme.distill)
-        recipe = dataclasses.replace(recipe, distill=copy.deepcopy(usual))
+        recipe = dataclasses.replace(recipe, distill=copy.deepcopy(_usual(recipe)))
     _, terms = parse_terms(recipe.distill)
     _check_served(recipe, terms)
     _check_teacher(recipe)
@@ -251,6 +250,13 @@ def from_mapping(raw: Mapping[str, Any]) -> Recipe:
     _check_own_views(recipe.scheme, recipe.augment)
     _check_prune(recipe)
     return recipe
+
+
+def _usual(recipe: Recipe) -> dict[str, Any]:
+    """What is matched where the recipe does not say."""
+    if isinstance(recipe, ImageRecipe) and recipe.scheme.kind == "adversarial" and not recipe.data.has_truth:
+        return {} if recipe.teacher is None else {"image_l1": {}}
+    return {"labels": {}} if _is_served(recipe) else dict(recipe.scheme.distill)
 
 
 def _whole(raw: Mapping[str, Any]) -> Any:

@@ -30,7 +30,7 @@ from potstill.schemes.settings import (
     LabelsConfig,
     MutualConfig,
 )
-from potstill.tasks import ImageToImage, Task
+from potstill.tasks import ImageFromNoise, ImageToImage, Task
 from potstill.teachers import MixedAnswers
 from potstill.train.course import Prepare
 from potstill.train.precision import Precision
@@ -109,9 +109,9 @@ class Experiment:
 
     def scheme(self, arm: Arm, seed: int) -> AnyScheme:
         """The scheme of one arm and seed; the control is the student with no teacher."""
-        eyes = self.task.eyes if isinstance(self.task, ImageToImage) else None
-        objective = Objective(self.recipe.distill, self.task.supervised, eyes=eyes)
+        eyes = self.task.eyes if isinstance(self.task, ImageToImage | ImageFromNoise) else None
         game = isinstance(self.recipe.scheme, AdversarialConfig)
+        objective = Objective(self.recipe.distill, self.task.supervised, eyes=eyes, beside=game)
         if arm == "control" and not game:
             return Offline(self.student(seed), None, objective.without_terms())
         ingredients = Ingredients(
@@ -205,10 +205,12 @@ class Experiment:
     def has_control(self) -> bool:
         """Whether there is a plain training to compare with.
 
-        Exits alone leave the network as it came, and what learns from labels alone is its own control.
+        Exits alone leave the network as it came, and what learns from labels alone, or in a game without a
+        teacher, is its own control.
         """
         scheme = self.recipe.scheme
-        if isinstance(scheme, LabelsConfig):
+        untaught = isinstance(scheme, AdversarialConfig) and self.recipe.teacher is None
+        if untaught or isinstance(scheme, LabelsConfig):
             return False
         return not isinstance(scheme, DeepSupervisionConfig) or scheme.train_backbone
 

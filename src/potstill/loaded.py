@@ -20,7 +20,14 @@ from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.shapes import of_round, round_at_size, shaped
-from potstill.tasks import Classification, Detection, ImageToImage, Task, TextClassification
+from potstill.tasks import (
+    Classification,
+    Detection,
+    ImageFromNoise,
+    ImageToImage,
+    Task,
+    TextClassification,
+)
 
 __all__ = ["IN_MEMORY", "LoadedRun", "load_student"]
 
@@ -77,7 +84,7 @@ class LoadedRun:
     @property
     def makes_images(self) -> bool:
         """Whether the student is a generator."""
-        return isinstance(self.task, ImageToImage)
+        return isinstance(self.task, ImageToImage | ImageFromNoise)
 
     @property
     def reads_texts(self) -> bool:
@@ -101,7 +108,7 @@ class LoadedRun:
 
     def generator_inputs(self, count: int) -> Tensor:
         """What a generator is given for the first ``count`` test images, ``(count, ...)``."""
-        assert isinstance(self.task, ImageToImage)
+        assert self.makes_images
         rows = self.test.__getitems__(list(range(min(count, len(self.test)))))
         return self.task.plain_batch(*rows).tensor("student")
 

@@ -275,7 +275,7 @@ def _input(model: nn.Module, one: OneInput, count: int) -> Inputs:
     if isinstance(one, Mapping):
         return {name: torch.cat([tensor.to(device)] * count) for name, tensor in one.items()}
     example = torch.randn((count, *one), device=device)
-    if any(_channels_last(parameter) for parameter in model.parameters()):
+    if len(one) == 3 and any(_channels_last(parameter) for parameter in model.parameters()):
         example = example.contiguous(memory_format=torch.channels_last)
     return example
 

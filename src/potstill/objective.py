@@ -49,6 +49,7 @@ class Objective:
         labels: Weight (and window) of the supervised loss. By default the smallest that the terms'
             losses ask for (0.1 beside ``kl``, else 1).
         eyes: A frozen network that sees the images of generators, for terms that compare what it sees.
+        beside: Whether the scheme minimises something beside, so that there may be nothing here.
 
     Attributes:
         labels: Weight of the supervised loss at full strength; 0 without one.
@@ -71,6 +72,7 @@ class Objective:
         supervised: Supervised | None = None,
         labels: float | LabelsConfig | None = None,
         eyes: Eyes | None = None,
+        beside: bool = False,
     ) -> None:
         parsed, configs = parse_terms(terms)
         if parsed is not None and labels is not None:
@@ -87,7 +89,8 @@ class Objective:
         self.settled: dict[str, float] = {}
         self._check_eyes()
         self._check_labels_to_measure()
-        self._check_always_learning()
+        if not beside:
+            self._check_always_learning()
 
     def _check_eyes(self) -> None:
         for term in self.terms.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,9 +15,10 @@ from torch import nn
 from potstill import distributed, measure
 from potstill.cells import Finished
 from potstill.experiment import Arm, Experiment
+from potstill.files import write_atomic
 from potstill.folder import RunFolder
 from potstill.networks import DEEPEST, ByExit, evaluate_networks, predict_cell
-from potstill.schemes.settings import DeepSupervisionConfig, LabelsConfig
+from potstill.schemes.settings import AdversarialConfig, DeepSupervisionConfig, LabelsConfig
 from potstill.tasks import Answers, ImageToImage, Task
 from potstill.verdict import Verdict, compare
 
@@ -235,6 +237,8 @@ def _without_control(experiment: Experiment) -> str:
     """Why there is no verdict."""
     if isinstance(experiment.recipe.scheme, LabelsConfig):
         return "learnt from labels alone: there is nothing to compare it with"
+    if isinstance(experiment.recipe.scheme, AdversarialConfig) and experiment.recipe.teacher is None:
+        return "learnt without a teacher: there is nothing to compare it with"
     if experiment.has_control:
         return "no control was trained (--no-control)"
     return "no control was trained: the network stays as it came, only its exits learn"
@@ -261,7 +265,10 @@ def _best_seed(experiment: Experiment, cells: Sequence[Finished]) -> int:
 
 
 def _keep_student(experiment: Experiment, cell: Finished, folder: RunFolder) -> None:
-    """Write the shipped weights."""
+    """Write the shipped weights, and those of what the student learnt with."""
     which = experiment.recipe.train.select
     model = cell.load(experiment.blank("student"), which)
     experiment.task.keep(model, folder.student, {"seed": str(cell.cell.seed), "selected": which})
+    for name in cell.aids:
+        with write_atomic(folder.path / f"{name}.safetensors") as aside:
+            shutil.copyfile(cell.folder / f"{name}.safetensors", aside)

@@ -10,6 +10,7 @@ from scipy.special import log_softmax as _log_softmax
 
 __all__ = [
     "GAINS",
+    "SCALELESS",
     "SHARES",
     "Calibration",
     "accuracy",
@@ -28,8 +29,10 @@ __all__ = [
 
 SHARES = ("accuracy", "map")
 """Metrics that are fractions, shown in percent; their gain is in points."""
-GAINS = {"perplexity": "nats a token", "psnr": "dB"}
+GAINS = {"perplexity": "nats a token", "psnr": "dB", "kid": "KID"}
 """What the gain of a metric that is no fraction is measured in."""
+SCALELESS = ("kid",)
+"""Metrics that are large or small by what they are measured with: four digits are shown."""
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +80,8 @@ def shown(metric: str, value: float) -> str:
     >>> shown("accuracy", 0.5), shown("perplexity", 12.345)
     ('50.00%', '12.35')
     """
+    if metric in SCALELESS:
+        return f"{value:.4g}"
     return f"{value:.2%}" if metric in SHARES else f"{value:.2f}"
 
 
@@ -86,6 +91,8 @@ def shown_gain(metric: str, value: float) -> str:
     >>> shown_gain("accuracy", 0.0123), shown_gain("perplexity", 0.0123)
     ('+1.23', '+0.0123')
     """
+    if metric in SCALELESS:
+        return f"{value:+.4g}"
     return f"{100 * value:+.2f}" if metric in SHARES else f"{value:+.4f}"
 
 

@@ -16,12 +16,22 @@ from torch.nn.functional import conv2d
 
 from potstill.losses import perceptual
 
-__all__ = ["bootstrap", "discrepancies", "kernel_distance", "perceptual_distance", "psnr", "ssim"]
+__all__ = [
+    "bootstrap",
+    "discrepancies",
+    "kernel_distance",
+    "kernel_jackknife",
+    "perceptual_distance",
+    "psnr",
+    "ssim",
+]
 
 LEAST_ERROR = 1e-10
 """Equal images have a PSNR of 100 dB, not of infinity."""
 WINDOW, SIGMA = 11, 1.5
 DRAWS = 1000
+BLOCK = 1024
+"""Rows of a kernel's matrix that are held at once."""
 
 Floats = NDArray[np.float64]
 
@@ -117,18 +127,48 @@ def kernel_distance(features: Floats, reference: Floats, counts: Floats | None =
 def discrepancies(features: Floats, reference: Floats, counts: Floats) -> Floats:
     """The kernel distance for each row of counts ``(D, N)``, ``(D,)``."""
     one, other = (np.asarray(each, dtype=np.float64) for each in (features, reference))
-    size = one.shape[1]
-
-    def kernel(left: Floats, right: Floats) -> Floats:
-        values: Floats = (left @ right.T / size + 1.0) ** 3
-        return values
-
-    between = kernel(one, other)
-    pairs = kernel(one, one) + kernel(other, other) - between - between.T
+    between = _kernel(one, other)
+    pairs = _kernel(one, one) + _kernel(other, other) - between - between.T
     np.fill_diagonal(pairs, 0.0)
     total = counts.sum(axis=1)
     found: Floats = ((counts @ pairs) * counts).sum(axis=1) / (total**2 - (counts**2).sum(axis=1))
     return found
+
+
+def _kernel(left: Floats, right: Floats) -> Floats:
+    values: Floats = (left @ right.T / left.shape[1] + 1.0) ** 3
+    return values
+
+
+def kernel_jackknife(features: Floats, reference: Floats) -> Floats:
+    """What each pair of images adds to the kernel distance: pseudo-values ``(N,)``, whose mean it is.
+
+    Formula: ``N * KID - (N - 1) * KID without the pair``; their variance over N is that of KID. Memory grows
+    with N, not with its square.
+
+    Args:
+        features: ``(N, d)``, N from 2; of two pairs both add the same.
+        reference: ``(N, d)``.
+
+    Reference:
+        Tukey, "Bias and confidence in not quite large samples", 1958
+
+    >>> one, other = np.random.default_rng(0).normal(size=(2, 50, 4))
+    >>> bool(np.isclose(kernel_jackknife(one, other).mean(), kernel_distance(one, other)))
+    True
+    """
+    one, other = (np.asarray(each, dtype=np.float64) for each in (features, reference))
+    images, rows = len(one), np.empty(len(one))
+    for start in range(0, images, BLOCK):
+        cut, here = slice(start, start + BLOCK), np.arange(start, min(start + BLOCK, images))
+        pairs = _kernel(one[cut], one) + _kernel(other[cut], other)
+        pairs -= _kernel(one[cut], other) + _kernel(other[cut], one)
+        pairs[here - start, here] = 0.0
+        rows[cut] = pairs.sum(axis=1)
+    total = rows.sum()
+    without = (total - 2.0 * rows) / (images - 2) if images > 2 else total / images
+    values: Floats = total / (images - 1) - without * np.ones(images)
+    return values
 
 
 def bootstrap(measure: Callable[[Floats], Floats], images: int, seed: int = 0) -> tuple[float, float]:

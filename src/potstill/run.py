@@ -16,7 +16,7 @@ from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import load
 from potstill.correction import correct_teacher, corrects
-from potstill.drawings import drawn
+from potstill.drawings import drawn, sheets
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
@@ -266,7 +266,8 @@ def report_cells(
         outcome.result["prune"] = {**pruned.figures, **recovered(pruned, outcome)}
     exits = decide(experiment, folder, outcome.shipped)
     warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
-    texts, images = written(experiment, outcome), drawn(experiment, outcome)
+    texts = written(experiment, outcome)
+    images, drawn_sheets = drawn(experiment, outcome), sheets(experiment, outcome)
     alike_inside = insides(experiment, outcome)
     for arm, found in texts.get("drafts", {}).items():
         outcome.result["models"][arm]["drafts"] = asdict(found)
@@ -290,6 +291,7 @@ def report_cells(
             generations=texts.get("generations", ()),
             likeness=texts.get("likeness", {}),
             pictures=images,
+            sheets=drawn_sheets,
             insides=alike_inside,
         )
         if content.detected is not None:

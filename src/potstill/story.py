@@ -22,7 +22,7 @@ from potstill.schemes.settings import (
     MutualConfig,
     SchemeConfig,
 )
-from potstill.tasks import ImageToImage
+from potstill.tasks import ImageFromNoise, ImageToImage
 
 __all__ = ["tell"]
 
@@ -134,7 +134,8 @@ def _setup(
             f"the {recipe.seeds} seed(s) draws new initial weights and a new order for both."
         )
     else:
-        alone = isinstance(recipe.scheme, LabelsConfig)
+        untaught = isinstance(recipe.scheme, AdversarialConfig) and recipe.teacher is None
+        alone = isinstance(recipe.scheme, LabelsConfig) or untaught
         more = " alone" if alone else f", and {_lesson(recipe)}. No control was trained"
         yield f"The student is trained on {given}{more}."
     select = recipe.train.select
@@ -200,6 +201,8 @@ def _scheme_in_words(scheme: SchemeConfig) -> Iterator[str]:
 
 def _without_lesson(experiment: Experiment) -> str:
     """What a control learns from."""
+    if isinstance(experiment.task, ImageFromNoise):
+        return "a discriminator of the same initial weights alone, and that from real images"
     if not isinstance(experiment.task, ImageToImage):
         return "the labels alone"
     if not experiment.task.has_truth:
@@ -224,7 +227,7 @@ def _lesson(recipe: Recipe) -> str:
 
 def _terms(experiment: Experiment, objective: Objective, cells: Sequence[Finished]) -> Iterator[TermRow]:
     """The terms; a weight that was measured is the mean over seeds, and each seed's is told."""
-    made = isinstance(experiment.task, ImageToImage)
+    made = isinstance(experiment.task, ImageToImage | ImageFromNoise)
     if objective.supervised is not None or not made:
         yield TermRow(name="labels", loss="image_l1" if made else "cross-entropy", weight=objective.labels)
     for name, term in objective.terms.items():

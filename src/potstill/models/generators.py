@@ -1,4 +1,4 @@
-"""Generators: networks that answer to an image with an image.
+"""Generators: networks that answer to an image, or to noise, with an image.
 
 All take and give images ``(N, C, H, W)`` scaled to 0..1, whatever range they compute in.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from potstill.errors import UserError
 
-__all__ = ["StyleGenerator", "UNet"]
+__all__ = ["LatentGenerator", "StyleGenerator", "UNet"]
 
 EPSILON = 1e-3
 """Of the instance norms, as the given weights were trained with."""
@@ -233,3 +233,48 @@ class UNet(nn.Module):
         check_sides(images, self.step, "the U-Net")
         answer: Tensor = self.leave(self.inner(self.enter(2.0 * images - 1.0)))
         return 0.5 + 0.5 * answer.tanh()
+
+
+class LatentGenerator(nn.Module):
+    """DCGAN's generator for small images: vectors of noise become a few coarse maps, doubled twice.
+
+    The authors' batch norm is a layer norm here: an image does not depend on what else is in a batch.
+    The stages are called ``enter``, ``up1`` and ``up2``.
+
+    Args:
+        width: Channels of the largest maps; the others have twice and four times as many.
+        inputs: Length of the noise.
+        outputs: Channels of the images.
+        side: Of the images, a multiple of 4.
+
+    Reference:
+        Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
+        Adversarial Networks", 2015, https://arxiv.org/abs/1511.06434
+
+    >>> LatentGenerator(width=4, outputs=3, side=32)(torch.randn(2, 64)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(self, width: int = 32, inputs: int = 64, outputs: int = 1, side: int = 28) -> None:
+        super().__init__()
+        if width < 1 or side < 4 or side % 4:
+            raise ValueError(f"expected a width from 1 and a side that 4 divides, got {width} and {side}")
+        inner, middle, coarse = 4 * width, 2 * width, side // 4
+        self.enter = nn.Sequential(
+            nn.Linear(inputs, inner * coarse**2),
+            nn.Unflatten(1, (inner, coarse, coarse)),
+            nn.GroupNorm(1, inner),
+            nn.ReLU(),
+        )
+        self.up1, self.up2 = self._doubled(inner, middle), self._doubled(middle, width)
+        self.leave = nn.Conv2d(width, outputs, 3, padding=1)
+
+    @staticmethod
+    def _doubled(before: int, after: int) -> nn.Sequential:
+        double = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+        return nn.Sequential(double, nn.GroupNorm(1, after), nn.ReLU())
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Images ``(N, outputs, side, side)``, 0..1, of noise ``(N, inputs)``."""
+        maps: Tensor = self.leave(self.up2(self.up1(self.enter(noise))))
+        return 0.5 + 0.5 * maps.tanh()

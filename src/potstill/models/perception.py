@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from potstill.errors import UserError
 from potstill.models.load import ModelConfig, build
+from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.specs import find
 from potstill.taps import Tapped
 
-__all__ = ["FeaturesConfig", "Perception", "perception"]
+__all__ = ["FeaturesConfig", "Perception", "averaged", "perception"]
 
 MOBILENET = "torchvision:mobilenet_v2"
 LAYERS = ("features.1", "features.3", "features.6", "features.13", "features.18")
@@ -72,12 +73,35 @@ class Perception(nn.Module):
         super().train(False)
         return self
 
+    def vectors(self, images: Tensor) -> Tensor:
+        """The last layer's means over positions, ``(N, c)``: what sets of images are compared by."""
+        return averaged(self(images)[-1])
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps of each layer, ``(N, c, h, w)``, of images ``(N, 1 | 3, H, W)`` in 0..1."""
-        if images.shape[1] == 1:
-            images = images.repeat(1, 3, 1, 1)
+        """Maps of each layer, ``(N, c, h, w)`` or ``(N, c)``, of images ``(N, C, H, W)`` in 0..1.
+
+        Raises:
+            UserError: If the images are neither grey nor have as many channels as the network takes.
+        """
+        taken = len(self.mean)
+        if images.shape[1] != taken:
+            if images.shape[1] != 1:
+                name = self.name
+                raise UserError(
+                    "features", f"{name} sees images of {taken} channel(s), got {tuple(images.shape)}"
+                )
+            images = images.repeat(1, taken, 1, 1)
         taps = self.tapped((images - self.mean) / self.std).taps
         return [taps[layer] for layer in self.layers]
+
+
+def averaged(maps: Tensor) -> Tensor:
+    """Means over positions, ``(N, c)``, of maps ``(N, c, h, w)``; vectors stay as they are.
+
+    >>> averaged(torch.ones(2, 3, 4, 4)).shape, averaged(torch.ones(2, 3)).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
+    """
+    return maps if maps.dim() == 2 else maps.flatten(2).mean(dim=2)
 
 
 def perception(config: FeaturesConfig | None, search: Sequence[Path]) -> Perception | None:
@@ -96,8 +120,11 @@ def perception(config: FeaturesConfig | None, search: Sequence[Path]) -> Percept
         if config is None:
             return None
         raise UserError("features.weights", "missing; features of random weights say little about images")
-    model = build(chosen, num_classes=1000, search=search, where="features")
+    library = chosen.model.startswith(("timm:", "torchvision:"))  # whose weights are ImageNet's
+    model = build(chosen, num_classes=1000 if library else 0, search=search, where="features")
     if chosen.weights is not None:
         load_weights(model, find(chosen.weights, search, "features.weights"), "features.weights")
     name = chosen.model.rpartition(":")[2]
-    return Perception(model, chosen.layers, chosen.mean or MEAN, chosen.std or STD, name=name)
+    own = getattr(model, "preprocessing", None)
+    mean, std = (own.mean, own.std) if isinstance(own, Preprocessing) else (MEAN, STD)
+    return Perception(model, chosen.layers, chosen.mean or mean, chosen.std or std, name=name)

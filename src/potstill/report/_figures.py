@@ -96,9 +96,10 @@ def trade_offs(material: Material) -> str:
             times, write_metric=write, label=f"{metric} against latency", x_title=title, unit="ms"
         )
         figures += f"<figure><h3>{metric} against latency</h3>{chart}</figure>"
+    side = "Up" if material.result.get("higher_is_better", True) or material.content.pictures else "Down"
     lead = (
-        "Up and to the left is better. Whiskers show the 95&nbsp;% interval and, for time, the 10th to the "
-        "90th percentile; the scale of cost is logarithmic."
+        f"{side} and to the left is better. Whiskers show the 95&nbsp;% interval and, for time, the 10th to "
+        "the 90th percentile; the scale of cost is logarithmic."
     )
     return section("cost", "What it costs", f'<div class="pair">{figures}</div>', lead) if figures else ""
 

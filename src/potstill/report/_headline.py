@@ -42,12 +42,13 @@ def _sentence(material: Material) -> str:
             "without a control there is no verdict."
         )
     gain = float(result["gain"])
-    amount = f"<strong>{material.gained(gain)} {material.gain_unit}</strong>"
+    of = "" if material.gain_unit == material.metric_name else f" of {metric}"
+    amount = f"<strong>{material.gained(gain)} {material.gain_unit}</strong>{of}"
     if result["verdict"] == "better":
-        return f"Distillation made the student <em>better</em>: {amount} of {metric} over its control."
+        return f"Distillation made the student <em>better</em>: {amount} over its control."
     if result["verdict"] == "worse":
-        return f"Distillation made the student <em>worse</em>: {amount} of {metric} against its control."
-    return f"Student and control are the <em>same</em> as far as this run can tell: {amount} of {metric}."
+        return f"Distillation made the student <em>worse</em>: {amount} against its control."
+    return f"Student and control are the <em>same</em> as far as this run can tell: {amount}."
 
 
 def interval_track(value: float, interval: tuple[float, float], span: tuple[float, float], kind: str) -> str:

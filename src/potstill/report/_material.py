@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import UserError
-from potstill.quality import SHARES, gain_unit, shown_gain
+from potstill.quality import SCALELESS, SHARES, gain_unit, shown_gain
 from potstill.report._format import percent
 from potstill.report.content import ReportContent
 
@@ -54,7 +54,7 @@ class Material:
     @property
     def metric_name(self) -> str:
         """The metric as people write it, such as ``accuracy`` or ``mAP``."""
-        return {"map": "mAP", "psnr": "PSNR"}.get(self.metric, self.metric)
+        return {"map": "mAP", "psnr": "PSNR", "kid": "KID"}.get(self.metric, self.metric)
 
     @property
     def metric_title(self) -> str:
@@ -76,6 +76,8 @@ class Material:
         """A value of the metric: fractions in per cent, anything else as a number."""
         if self.shares or value is None:
             return percent(value, digits)
+        if self.metric in SCALELESS:
+            return f"{value:.4g}"
         return f"{value:,.{digits}f}"
 
     def gained(self, value: float) -> str:

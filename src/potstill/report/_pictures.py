@@ -8,7 +8,7 @@ from potstill.report._headline import interval_track
 from potstill.report._material import Material, section
 from potstill.report.content import PictureRow
 
-__all__ = ["pictures"]
+__all__ = ["pictures", "sheets"]
 
 MEASURES = {
     "psnr": ("Signal to noise", "PSNR in dB, higher is better", 1.0, 2),
@@ -106,3 +106,30 @@ def _measure(material: Material, name: str, gain: dict[str, object]) -> str:
 
 def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
+def sheets(material: Material) -> str:
+    """Real images, then what each generator makes of the same noise, and on the way between two noises."""
+    found = material.content.sheets
+    if not found:
+        return ""
+    features = escape(str(material.model("student").get("features", "")))
+    lead = (
+        "The same place shows the same noise in every arm; the real images have nothing to do with it. They "
+        f"are the first of the test part; nobody picked them. KID is measured by the features of {features} "
+        "and is no FID; 0 is as near as other real images."
+    )
+    whole = "".join(_sheet(material, sheet.name, sheet.images) for sheet in found)
+    strips = "".join(_sheet(material, sheet.name, sheet.between) for sheet in found if sheet.between)
+    walk = f'<h3 class="part">From one noise to another</h3>{strips}' if strips else ""
+    return section("sheets", "What they make of noise", whole + walk, lead)
+
+
+def _sheet(material: Material, name: str, image: str) -> str:
+    known = name in material.arms
+    value = f" {material.written(material.score(name))} KID" if known else ""
+    key = f'<span class="key {escape(name)}"></span>' if known else ""
+    return (
+        f'<figure class="sheet"><figcaption>{key}{escape(name.capitalize())}{value}</figcaption>'
+        f'<img class="wide" src="{escape(image)}" alt="images: {escape(name)}"></figure>'
+    )

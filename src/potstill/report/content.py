@@ -33,6 +33,7 @@ __all__ = [
     "PictureRow",
     "ReportContent",
     "Sample",
+    "Sheet",
     "TermRow",
     "picture",
 ]
@@ -232,6 +233,21 @@ class TokenBin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Many small images in rows, as one picture; pictures are ``data:`` URIs.
+
+    Attributes:
+        name: ``real`` or the arm that made them; at one place stands the same noise in every arm's.
+        images: The picture.
+        between: What lies between pairs of noises, a row a pair; empty of real images.
+    """
+
+    name: str
+    images: str
+    between: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Everything that the page tells and ``result.json`` does not hold.
 
@@ -255,6 +271,7 @@ class ReportContent:
         generations: Beginnings of texts (``prompt``) and what each arm writes after them.
         likeness: Of each arm's answers to the teacher's, as ``likeness`` gives it.
         pictures: A few test images and what generators make of them.
+        sheets: Real images, and what generators make of the same noise.
         insides: How alike each arm's layers are to the teacher's, as ``insides`` gives it.
         detected: Of detectors, what the arms see.
     """
@@ -277,6 +294,7 @@ class ReportContent:
     generations: tuple[Mapping[str, str], ...] = ()
     likeness: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pictures: tuple[PictureRow, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
     insides: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] = field(default_factory=dict)
     detected: Detected | None = None
 

@@ -16,7 +16,7 @@ from potstill.report._insides import insides
 from potstill.report._language import divergences, generations
 from potstill.report._material import Material, read, read_beside
 from potstill.report._networks import networks
-from potstill.report._pictures import pictures
+from potstill.report._pictures import pictures, sheets
 from potstill.report._prune import rounds
 from potstill.report._regions import precision_curves, regions
 from potstill.report.style import SCRIPT, STYLE
@@ -50,6 +50,7 @@ def _page(material: Material) -> str:
         set_up(material),
         arms_table(material),
         pictures(material),
+        sheets(material),
         networks(material),
         rounds(material),
         exits(material),

@@ -186,6 +186,9 @@ td .below{display:block;white-space:normal!important}
 .stretch{white-space:nowrap}
 .lines+h4{margin-top:26px}
 .triple code{overflow-wrap:anywhere}
+.sheet{margin:0 0 16px}
+.sheet figcaption{font-size:13.5px;margin:0 0 5px}
+.sheet img{image-rendering:pixelated}
 img.wide{display:block;width:100%;height:auto;border-radius:4px}
 svg.scene{overflow:hidden;border-radius:4px}
 svg .box{fill:none;stroke:var(--box);stroke-width:1.8;vector-effect:non-scaling-stroke;

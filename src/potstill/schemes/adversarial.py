@@ -32,9 +32,10 @@ class Adversarial(Around):
 
     In the generator's phase the student minimises the objective (the difference from the true image, and
     whatever compares it with its teacher) and what deceives the discriminator; in the discriminator's, that
-    learns to tell the student's images from real ones: the true images, or, where there are none, the
-    teacher's. No gradient of one phase reaches the other's network. ``variety``, which has no weight, is
-    how much the student's images differ within a batch, over how much the real ones do.
+    learns to tell the student's images from real ones: the batch's target (the true images, or, where
+    nothing is supervised, any real ones), else the teacher's. No gradient of one phase reaches the other's
+    network. ``variety``, which has no weight, is how much the student's images differ within a batch, over
+    how much the real ones do.
 
     Args:
         student: The generator to train.
@@ -85,7 +86,7 @@ class Adversarial(Around):
         object.__setattr__(self, "_judge", discriminator)
         self._answered: list[tuple[Batch, Tensor, Tensor]] = []
         self.notices = Signs().notices
-        if _truth(example) is None and teacher is None:
+        if _given(example) is None and teacher is None:
             raise UserError("scheme", "adversarial needs real images: true ones, or a teacher's")
         self._example = example
         self._check_discriminator(example)
@@ -124,6 +125,11 @@ class Adversarial(Around):
         """The generator."""
         return {"student": self.student}
 
+    @property
+    def aids(self) -> dict[str, nn.Module]:
+        """The bare discriminator, kept beside the student: that of a student may start from it."""
+        return {DISCRIMINATOR: self.judge}
+
     def stepped(self, steps: int) -> None:
         """Forget the answers of a step that is done."""
         self._answered.clear()
@@ -143,18 +149,24 @@ class Adversarial(Around):
     def control(self, student: nn.Module) -> Offline | Adversarial:  # type: ignore[override]
         """The same student without what the teacher adds.
 
-        Where there are true images: they, and a game with a copy of the discriminator as it is now. Where
-        only the teacher's output says what is right: the difference from that alone, pixel by pixel.
+        Where there are true images, or the input is noise and any real image is right: they, and a game with
+        a copy of the discriminator as it is now. Where only the teacher's output says what is right: the
+        difference from that alone, pixel by pixel.
         """
-        if self.objective.supervised is None:
+        if self.objective.supervised is None and not self._from_noise:
             return Offline(student, cast(nn.Module, self.teacher), _pixels_alone(self.objective))
-        if _truth(self._example) is None:
+        if _given(self._example) is None:
             return Offline(student, None, self.objective.without_terms())
         judge, example = copy.deepcopy(self.judge), self._example
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("game", "weight", "conditional", "r1")
         }
         return Adversarial(student, None, self.objective.labels_only(), judge, example=example, **options)
+
+    @property
+    def _from_noise(self) -> bool:
+        """Whether inputs are vectors ``(N, k)``, which say nothing of the image that is wanted."""
+        return self._example.tensor("student").dim() == 2 and _given(self._example) is not None
 
     # The two phases -------------------------------------------------------------------------------
 
@@ -171,15 +183,15 @@ class Adversarial(Around):
         return self._generator(batch) if self._checked(phase) == GENERATOR else self._discriminator(batch)
 
     def _generator(self, batch: Batch) -> Step:
-        truth = _truth(batch)
-        step, teacher = self.inner.lesson(batch, ask=truth is None)
+        given = _given(batch)
+        step, teacher = self.inner.lesson(batch, ask=given is None)
         fake = step.output.output
         with _constant(self.judge):
             judged = self.judge(self._seen(batch, fake))
         with torch.autocast(fake.device.type, enabled=False):
             values = deceiving(judged.float() if judged.dtype != torch.float64 else judged, self.game)
-        real = truth if teacher is None or truth is not None else teacher.output
-        assert real is not None, "there are true images or a teacher"
+        real = given if teacher is None or given is not None else teacher.output
+        assert real is not None, "there are real images or a teacher"
         self._answered.append((batch, real.detach(), fake.detach()))
         share = Share(values.sum(), float(len(batch)), self.weight)
         return Step({**step.parts, "adversarial": share}, step.output)
@@ -209,10 +221,10 @@ class Adversarial(Around):
             return self._real(batch), self.student(batch.tensor("student"))
 
     def _real(self, batch: Batch) -> Tensor:
-        """The true images, else the teacher's."""
-        if (truth := _truth(batch)) is not None:
-            return truth
-        assert self.teacher is not None, "without true images there is a teacher"
+        """Those of the batch, else the teacher's."""
+        if (given := _given(batch)) is not None:
+            return given
+        assert self.teacher is not None, "without real images there is a teacher"
         return self.teacher(batch).output
 
     def _seen(self, batch: Batch, images: Tensor) -> Tensor:
@@ -238,7 +250,7 @@ def _pixels_alone(objective: Objective) -> Objective:
     return Objective(kept or {"image_l1": TermConfig(loss="image_l1", weight=1.0)})
 
 
-def _truth(batch: Batch) -> Tensor | None:
+def _given(batch: Batch) -> Tensor | None:
     """The batch's target where it is an image, and no class."""
     target = batch.target
     return target if target is not None and target.is_floating_point() else None

@@ -3,6 +3,7 @@
 from potstill.tasks.classification import Classification
 from potstill.tasks.contract import Answers, Task
 from potstill.tasks.detection import Detection
+from potstill.tasks.image_from_noise import ImageFromNoise
 from potstill.tasks.image_to_image import ImageToImage
 from potstill.tasks.language import LanguageModeling
 from potstill.tasks.text_classification import TextClassification
@@ -11,6 +12,7 @@ __all__ = [
     "Answers",
     "Classification",
     "Detection",
+    "ImageFromNoise",
     "ImageToImage",
     "LanguageModeling",
     "Task",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill import resemblance
-from potstill.models.perception import Perception
+from potstill.models.perception import Perception, averaged
 from potstill.tasks.contract import Answers
 from potstill.verdict import compare, mean_interval
 
@@ -43,8 +43,8 @@ def row(images: Tensor, references: Tensor, eyes: Perception | None) -> Tensor:
         return torch.stack([*columns, torch.zeros_like(columns[0])], dim=1).cpu()
     seen, wanted = eyes(images), eyes(references)
     columns.append(resemblance.perceptual_distance(seen, wanted))
-    means_of = [maps[-1].flatten(2).mean(dim=2) for maps in (seen, wanted)]
-    return torch.cat([torch.stack(columns, dim=1), *means_of], dim=1).float().cpu()
+    vectors = [averaged(maps[-1]) for maps in (seen, wanted)]
+    return torch.cat([torch.stack(columns, dim=1), *vectors], dim=1).float().cpu()
 
 
 def means(answers: Tensor) -> dict[str, float]:

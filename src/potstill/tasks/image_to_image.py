@@ -27,6 +27,7 @@ from potstill.models.weights import save_weights
 from potstill.taps import first_tensor
 from potstill.tasks import image_answers
 from potstill.tasks.contract import Answers
+from potstill.tasks.squares import as_shares, squares
 from potstill.verdict import mean_interval
 
 __all__ = ["ImageToImage"]
@@ -78,7 +79,7 @@ class ImageToImage:
     @property
     def has_truth(self) -> bool:
         """Whether the data says what the answer should be."""
-        return self.data.targets is not None or self.data.degrade is not None
+        return self.data.has_truth
 
     # Training ---------------------------------------------------------------------------------------
 
@@ -120,17 +121,10 @@ class ImageToImage:
         return images.to(self.device, non_blocking=True)
 
     def _square(self, images: Tensor, index: Tensor, view: int) -> Tensor:
-        """A square of each image, its place a pure function of (seed, view, sample)."""
-        side = self.data.crop or self.size
-        draws = Draws(index, self.seed, view, PLACE)
-        tops, lefts = (
-            draws.whole(place, length - side + 1).tolist() for place, length in enumerate(images.shape[2:])
-        )
-        squares = zip(images, tops, lefts, strict=True)
-        return torch.stack([one[:, top : top + side, left : left + side] for one, top, left in squares])
+        return squares(images, self.data.crop or self.size, Draws(index, self.seed, view, PLACE))
 
     def _batch(self, images: Tensor, targets: Tensor | None, index: Tensor, view: int) -> Batch:
-        inputs, target = _shares(images), None if targets is None else _shares(targets)
+        inputs, target = as_shares(images), None if targets is None else as_shares(targets)
         if self.data.degrade is not None:
             inputs, target = self._degraded(inputs), inputs
         laid = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -277,11 +271,6 @@ class ImageToImage:
         """Nothing: images are drawn by the networks themselves."""
         del answers, part, temperature
         return {}
-
-
-def _shares(images: Tensor) -> Tensor:
-    """Images of bytes as floats in 0..1; floats as they are."""
-    return images if images.is_floating_point() else images.float() / 255.0
 
 
 def _to_truth(signals: Signals, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from potstill.batch import Batch, Step
 from potstill.schemes.stages import Stage
 
-__all__ = ["Scheme", "State", "Trained", "Watchful"]
+__all__ = ["Aided", "Scheme", "State", "Trained", "Watchful"]
 
 State = dict[str, Tensor]
 
@@ -58,6 +58,15 @@ class Watchful(Protocol):
         """Sentences for the user after a step's phase, from the mean of each part, unweighted."""
 
 
+@runtime_checkable
+class Aided(Protocol):
+    """A scheme whose students need others to learn, and who may be of use again."""
+
+    @property
+    def aids(self) -> dict[str, nn.Module]:
+        """Bare networks that are no students, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a training gives.
@@ -75,6 +84,7 @@ class Trained:
         samples_per_second: Training samples over that time.
         interrupted: The user stopped it; the last checkpoint holds everything.
         weights: Those of terms at ``auto``, as they were chosen.
+        aids: Networks that are no students, as they were after the last step, by name.
     """
 
     last_state: State
@@ -88,3 +98,4 @@ class Trained:
     samples_per_second: float
     interrupted: bool
     weights: dict[str, float] = field(default_factory=dict)
+    aids: Mapping[str, nn.Module] = field(default_factory=dict)

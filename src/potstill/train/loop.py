@@ -17,7 +17,7 @@ from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.measure import Stopwatch
 from potstill.randomness import random_state, restore_random_state
-from potstill.train.contract import Scheme, State, Trained
+from potstill.train.contract import Aided, Scheme, State, Trained
 from potstill.train.course import Course, Prepare, total_steps
 from potstill.train.interrupt import Interrupt, watch_interrupts
 from potstill.train.learners import Learners
@@ -284,4 +284,5 @@ class Training:
             samples_per_second=self._rate(),
             interrupted=self.interrupted,
             weights=self.stepper.balance.weights,
+            aids=self.scheme.aids if isinstance(self.scheme, Aided) else {},
         )
