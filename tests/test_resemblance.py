@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.resemblance import bootstrap, discrepancies, kernel_distance, perceptual_distance, psnr, ssim
+from potstill.resemblance import (
+    bootstrap,
+    discrepancies,
+    kernel_distance,
+    kernel_jackknife,
+    perceptual_distance,
+    psnr,
+    ssim,
+)
 
 
 def pair(side: int = 16) -> tuple[Tensor, Tensor]:
@@ -97,3 +105,21 @@ def test_bootstrap_covers_the_mean() -> None:
     error = values.std() / math.sqrt(200)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.03)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.03)
+
+
+def test_the_jackknife_leaves_each_image_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.resemblance.BLOCK", 5)  # the matrix in three pieces
+    one, other = np.random.default_rng(3).normal(size=(2, 13, 4))
+    whole = kernel_distance(one, other)
+    without = [kernel_distance(np.delete(one, place, 0), np.delete(other, place, 0)) for place in range(13)]
+    np.testing.assert_allclose(kernel_jackknife(one, other), 13 * whole - 12 * np.array(without))
+    np.testing.assert_allclose(kernel_jackknife(one[:2], other[:2]), kernel_distance(one[:2], other[:2]))
+
+
+def test_the_jackknifes_spread_is_that_of_the_distance() -> None:
+    rng = np.random.default_rng(0)
+    sets = [(rng.normal(size=(200, 3)), rng.normal(0.3, 1.2, size=(200, 3))) for _ in range(200)]
+    values = [kernel_jackknife(*each) for each in sets]
+    spread = np.std([each.mean() for each in values])
+    told = np.mean([each.std(ddof=1) / 200**0.5 for each in values])
+    assert told == pytest.approx(spread, rel=0.2)

@@ -17,8 +17,13 @@ PROJECTIONS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_li
 
 
 def stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
-    """The last map of each size on the way down; a module ends after its children, so whole stages win."""
+    """The last map of each size on the way down; a module ends after its children, so whole stages win.
+
+    Of a network whose maps only grow, as those of a generator of noise do, on the way up, less its image.
+    """
     maps = _outputs(layers, "maps")
+    if (growing := _growing(layers, maps)) is not None:
+        return growing
     found: list[LayerShape] = []
     for layer in maps:
         height, width = layer.shape[2:]
@@ -30,6 +35,15 @@ def stages(layers: Sequence[LayerShape]) -> list[LayerShape]:
             found.append(layer)
     ends = [_before_shrinking(*sizes, layers, maps) for sizes in itertools.pairwise(found)]
     return [*ends, *found[-1:]]
+
+
+def _growing(layers: Sequence[LayerShape], maps: Sequence[LayerShape]) -> list[LayerShape] | None:
+    """The last map of each size, where sizes grow and never shrink up to an image; ``None`` elsewhere."""
+    areas = [layer.shape[2] * layer.shape[3] for layer in maps]
+    if not maps or areas != sorted(areas) or areas[0] == areas[-1] or layers[-1].kind != "maps":
+        return None
+    inside = [layer for layer in maps if layer.shape != layers[-1].shape]
+    return list({layer.shape[2:]: layer for layer in inside}.values())
 
 
 def _before_shrinking(

@@ -13,8 +13,9 @@ from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import image_l1
 from potstill.models.discriminators import PatchDiscriminator
-from potstill.models.generators import StyleGenerator
+from potstill.models.generators import LatentGenerator, StyleGenerator
 from potstill.objective import Objective
+from potstill.recording import record
 from potstill.schemes import Adversarial, Offline
 from potstill.schemes.signs import PATIENCE
 
@@ -130,6 +131,50 @@ def test_control_by_what_is_there() -> None:
     assert {name: part.weight for name, part in step.parts.items()} == {"labels": 1.0, "adversarial": 0.5}
     assert paired.teacher is None
     ours, theirs = scheme_of(truth=True).judge.state_dict(), paired.judge.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def game_from_noise(**options: Any) -> tuple[Adversarial, Batch]:
+    torch.manual_seed(0)
+    real = torch.rand(2, 1, 28, 28)
+    batch = Batch({"student": torch.randn(2, 64)}, real, None, torch.arange(2))
+    student, teacher = LatentGenerator(width=2), LatentGenerator(width=4)
+    judge = PatchDiscriminator(1, width=4, layers=1)
+    objective = Objective({"image_l1": {}, "feature_mse": {"weight": 1}})
+    return Adversarial(student, teacher, objective, judge, example=batch, **options), batch
+
+
+def test_real_images_without_an_input_are_what_is_real_and_no_truth() -> None:
+    scheme, batch = game_from_noise()
+    assert scheme.teacher is not None
+    step = scheme(batch, "generator")
+    wanted = (step.output.output - scheme.teacher(batch).output).abs().mean()
+    torch.testing.assert_close(step.parts["image_l1"].mean, wanted)
+    seen: list[Tensor] = []
+    scheme.judge.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    scheme(batch, "discriminator")
+    assert batch.target is not None
+    torch.testing.assert_close(seen[-1][:2], batch.target)
+
+
+def test_layers_of_generators_of_noise_are_paired_by_resolution() -> None:
+    scheme, _ = game_from_noise()
+    assert [(pair.student, pair.teacher) for pair in scheme.objective.plan] == [("up1", "up1")]  # the middle
+    objective = Objective({"attention_transfer": {}})
+    layers = [record(LatentGenerator(width=width), torch.randn(2, 64)) for width in (2, 4)]
+    objective.resolve(*layers)
+    assert [pair.student for pair in objective.plan] == ["enter", "up1", "up2"]
+
+
+def test_the_control_from_noise_is_a_game_of_its_own() -> None:
+    scheme, batch = game_from_noise(weight=0.5)
+    control = scheme.control(LatentGenerator(width=2))
+    assert isinstance(control, Adversarial)
+    assert control.teacher is None
+    assert {name: part.weight for name, part in control(batch, "generator").parts.items()} == {
+        "adversarial": 0.5
+    }
+    ours, theirs = scheme.judge.state_dict(), control.judge.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
