@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -134,6 +135,35 @@ def test_paired_folders_and_no_teacher(place: Path) -> None:
     assert "r1" in rows_of(place, "student")[0]["parts"]
 
 
+def test_real_images_of_another_folder(place: Path) -> None:
+    pictures(place / "others", {"train": 11})
+    result = go(place, "data.real=others", "data.crops=2", "train.steps=6")
+    assert result["models"]["teacher"]["psnr"] == 100.0  # the reference is the teacher's image
+    assert set(rows_of(place, "control")[0]["parts"]) == {"image_l1"}
+    assert "labels" not in rows_of(place, "student")[0]["parts"]
+    recipe = {**parse_yaml(RECIPE, "recipe"), "data": {"path": "inputs", "real": "others", "crop": 16}}
+    experiment = load_experiment(from_mapping(recipe), [place])
+    train, test = experiment.splits.train, experiment.splits.test
+    assert len(train) == 11  # as many as there are real ones, though there are 8 inputs
+    task = experiment.task.seeded(0, len(train))
+    rows = train.__getitems__([0, 8])
+    assert torch.equal(rows[0][0], rows[0][1])  # the inputs begin anew
+    assert not torch.equal(rows[1][0], rows[1][1])
+    batch = task.training_batch(*rows, 0)
+    assert batch.target is not None
+    whole = rows[1].float() / 255
+    places = itertools.product(range(9), range(9))
+    cuts = [whole[0, :, top : top + 16, left : left + 16] for top, left in places]
+    assert any(torch.equal(batch.target[0], cut) for cut in cuts)
+    assert task.plain_batch(*test.__getitems__([0])).target is None
+
+
+def test_without_truth_and_adversary_there_is_no_control(place: Path) -> None:
+    result = go(place, "scheme=offline", "train.steps=2")
+    assert set(result["models"]) == {"teacher", "student"}
+    assert "nothing to learn from" in result["reason"]
+
+
 def test_what_other_eyes_see_is_a_term(place: Path) -> None:
     go(place, "distill={image_l1: {weight: 10}, perceptual: {weight: 2}}", "train.steps=3")
     parts = [row["parts"] for row in rows_of(place, "student")]
@@ -212,6 +242,11 @@ def refused(place: Path, match: str, *overrides: str) -> None:
         (r"scheme: expected adversarial, offline or labels", ["scheme={kind: mutual}", "teacher=null"]),
         (r"teacher: missing; without data.targets", ["teacher=null"]),
         (r"data\.degrade: has no meaning beside", ["data.degrade=grey", "data.targets=inputs"]),
+        (r"data\.real: has no meaning beside true", ["data.real=inputs", "data.degrade=grey"]),
+        (r"data\.real: is for scheme: adversarial", ["data.real=inputs", "scheme=offline"]),
+        (r"data\.real: .nowhere. not found", ["data.real=nowhere"]),
+        (r"scheme\.conditional: has no meaning", ["data.real=inputs", "scheme.conditional=true"]),
+        (r"distill\.labels: has no meaning", ["distill.labels.weight=1"]),
         (r"features\.weights: missing", ["features.weights=null"]),
         (r"data\.path: .* found no images to train on", ["data.path=."]),
     ],

@@ -29,6 +29,7 @@ from potstill.schemes.settings import (
     Ingredients,
     LabelsConfig,
     MutualConfig,
+    OfflineConfig,
 )
 from potstill.tasks import ImageFromNoise, ImageToImage, Task
 from potstill.teachers import MixedAnswers
@@ -206,9 +207,11 @@ class Experiment:
         """Whether there is a plain training to compare with.
 
         Exits alone leave the network as it came, and what learns from labels alone, or in a game without a
-        teacher, is its own control.
+        teacher, is its own control. Where a teacher's answers are all there is, nothing is left without it.
         """
         scheme = self.recipe.scheme
+        if isinstance(scheme, OfflineConfig) and self.task.supervised is None:
+            return False
         untaught = isinstance(scheme, AdversarialConfig) and self.recipe.teacher is None
         if untaught or isinstance(scheme, LabelsConfig):
             return False

@@ -239,6 +239,11 @@ def _without_control(experiment: Experiment) -> str:
         return "learnt from labels alone: there is nothing to compare it with"
     if isinstance(experiment.recipe.scheme, AdversarialConfig) and experiment.recipe.teacher is None:
         return "learnt without a teacher: there is nothing to compare it with"
+    if experiment.task.supervised is None and not experiment.has_control:
+        return (
+            "no control was trained: without the teacher there is nothing to learn from (scheme: adversarial "
+            "has a control, also with weight: 0)"
+        )
     if experiment.has_control:
         return "no control was trained (--no-control)"
     return "no control was trained: the network stays as it came, only its exits learn"

@@ -137,6 +137,10 @@ def _check(recipe: ImageRecipe) -> None:
         )
     if recipe.data.latent is not None and recipe.scheme.kind != "adversarial":
         raise UserError("scheme", f"expected adversarial with data.latent, got {recipe.scheme.kind}")
+    if recipe.data.real is not None and not isinstance(recipe.scheme, AdversarialConfig):
+        raise UserError("data.real", f"is for scheme: adversarial, got {recipe.scheme.kind}")
+    if isinstance(recipe.scheme, AdversarialConfig) and recipe.scheme.conditional and recipe.data.real:
+        raise UserError("scheme.conditional", "has no meaning with data.real, whose images have no input")
     if "labels" in recipe.distill and not recipe.data.has_truth:
         raise UserError("distill.labels", "has no meaning; the data has no true images")
     if recipe.teacher is not None and recipe.teacher.cache is not None:

@@ -39,6 +39,8 @@ class PictureConfig:
     """Folder or file of the inputs; with ``degrade`` of the true images."""
     targets: str | None = None
     """Folder of the true images, of the same names as the inputs."""
+    real: str | None = None
+    """Folder of images that a discriminator takes for real, without a counterpart among the inputs."""
     degrade: Literal["grey", "low_resolution", "edges"] | None = None
     """What is done to an image to make the input; the image itself is then the truth."""
     factor: Annotated[int, Range(least=2)] = 4
@@ -61,11 +63,14 @@ class PictureConfig:
     """Processes that decode images."""
 
     def __post_init__(self) -> None:
-        for key in ("targets", "degrade"):
+        for key in ("targets", "degrade", "real"):
             if self.latent is not None and getattr(self, key) is not None:
-                raise UserError(
-                    f"data.{key}", "has no meaning beside data.latent, whose images have no truth"
-                )
+                raise UserError(f"data.{key}", "has no meaning beside data.latent, which has no inputs")
+        if self.real is not None and self.has_truth:
+            raise UserError("data.real", "has no meaning beside true images, which are the real ones")
+        for key in ("targets", "real"):
+            if self.kind == "arrays" and getattr(self, key) is not None:
+                raise UserError(f"data.{key}", "is for kind: folder; arrays have no second folder")
 
     @property
     def has_truth(self) -> bool:
@@ -82,6 +87,8 @@ class PictureSet(SampleSet):
         positions: Which of them belong to this part.
         crops: How often each counts as a sample.
         in_memory: Whether nothing is decoded.
+        real: Reads real images instead, and how many there are; the part is as long as the longer of both,
+            and the shorter begins anew.
     """
 
     def __init__(
@@ -92,18 +99,23 @@ class PictureSet(SampleSet):
         *,
         crops: int = 1,
         in_memory: bool = False,
+        real: tuple[Reader, int] | None = None,
     ) -> None:
-        self._inputs, self._targets, self.crops = inputs, targets, crops
+        self._inputs, self._targets, self.crops, self._real = inputs, targets, crops, real
         self.positions = list(positions)
         self._in_memory = in_memory
 
     def __len__(self) -> int:
-        return len(self.positions) * self.crops
+        others = 0 if self._real is None else self._real[1]
+        return max(len(self.positions), others) * self.crops
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
-        """Inputs ``(n, C, H, W)`` uint8, true images or ``None``, and the samples' positions."""
+        """Inputs ``(n, C, H, W)`` uint8, true or real images or ``None``, and the samples' positions."""
         rows = [self.positions[index % len(self.positions)] for index in indices]
         targets = None if self._targets is None else self._targets(rows)
+        if self._real is not None:
+            read, count = self._real
+            targets = read([index % count for index in indices])
         return self._inputs(rows), targets, torch.as_tensor(indices, dtype=torch.int64)
 
     @property
@@ -117,10 +129,13 @@ class PictureSet(SampleSet):
         channels, height, width = self._inputs(self.positions[:1]).shape[1:]
         return int(channels), int(height), int(width)
 
-    def chosen(self, places: Sequence[int], crops: int = 1) -> PictureSet:
-        """The images at some places of this part."""
+    def chosen(
+        self, places: Sequence[int], crops: int = 1, real: tuple[Reader, int] | None = None
+    ) -> PictureSet:
+        """The images at some places of this part, beside ``real`` ones."""
         positions = [self.positions[place] for place in places]
-        return PictureSet(self._inputs, self._targets, positions, crops=crops, in_memory=self._in_memory)
+        inside = self._in_memory
+        return PictureSet(self._inputs, self._targets, positions, crops=crops, in_memory=inside, real=real)
 
 
 def middle(images: Tensor, side: int) -> Tensor:
@@ -162,14 +177,12 @@ def load_pictures(config: PictureConfig, *, search: Sequence[Path]) -> Splits[Pi
         raise UserError("data.degrade", "has no meaning beside data.targets, which has inputs of its own")
     path = find(config.path, search, "data.path")
     if config.kind == "arrays":
-        if config.targets is not None:
-            raise UserError("data.targets", "is for kind: folder; arrays have no second folder")
         arrays = load_arrays(path)
         parts = {
             name: PictureSet(part.images, None, range(len(part)), in_memory=True)
             for name, part in arrays.items()
         }
-        return _complete(parts, config, [])
+        return _complete(parts, config, [], None)
     inputs = _files(path, "data.path")
     targets = (
         None
@@ -178,8 +191,12 @@ def load_pictures(config: PictureConfig, *, search: Sequence[Path]) -> Splits[Pi
     )
     if targets is not None:
         _check_pairs(inputs, targets)
+    real = (
+        None if config.real is None else _files(find(config.real, search, "data.real"), "data.real")["train"]
+    )
     notes: list[str] = []
     both = [path for files in (inputs, targets or {}) for part in files.values() for path in part]
+    both += real or []
     shortest = _shortest_side(both, notes)
     sides = {name: shortest if name == "train" else min(config.size or shortest, shortest) for name in inputs}
     for key in ("size", "crop"):
@@ -196,7 +213,8 @@ def load_pictures(config: PictureConfig, *, search: Sequence[Path]) -> Splits[Pi
         )
         for name, paths in inputs.items()
     }
-    return _complete(parts, config, notes)
+    others = None if real is None else (_Files(real, shortest, "data.real"), len(real))
+    return _complete(parts, config, notes, others)
 
 
 def _files(folder: Path, where: str) -> dict[str, list[Path]]:
@@ -263,8 +281,13 @@ def _shortest_side(files: Sequence[Path], notes: list[str]) -> int:
     return min(sides)
 
 
-def _complete(parts: dict[str, PictureSet], config: PictureConfig, notes: list[str]) -> Splits[PictureSet]:
-    """Cut missing parts off the training part, and limit what remains of it."""
+def _complete(
+    parts: dict[str, PictureSet],
+    config: PictureConfig,
+    notes: list[str],
+    real: tuple[Reader, int] | None,
+) -> Splits[PictureSet]:
+    """Cut missing parts off the training part, limit what remains of it, and put real images beside it."""
     rng = np.random.default_rng(config.split_seed)
     for name in ("test", "validation"):
         if name in parts:
@@ -282,4 +305,5 @@ def _complete(parts: dict[str, PictureSet], config: PictureConfig, notes: list[s
     if kept < len(train):
         notes.append(f"only {kept} of {len(train)} training images are used (data.limit)")
     chosen = np.sort(rng.permutation(len(train))[:kept]).tolist() if kept < len(train) else range(kept)
-    return Splits(train.chosen(chosen, config.crops), parts["validation"], parts["test"], notes)
+    learnt = train.chosen(chosen, config.crops, real)
+    return Splits(learnt, parts["validation"], parts["test"], notes)

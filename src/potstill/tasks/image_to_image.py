@@ -32,8 +32,8 @@ from potstill.verdict import mean_interval
 
 __all__ = ["ImageToImage"]
 
-PLACE = 960
-"""Number of the draws that place a square in an image; no transform's."""
+PLACE, REAL = 960, 964
+"""Numbers of the draws that place a square in an image, and in a real one beside it; no transform's."""
 AT_ONCE = 8
 """Images that a network sees together in evaluation: they are large."""
 
@@ -101,16 +101,20 @@ class ImageToImage:
 
         Args:
             images: ``(N, C, H, W)`` uint8.
-            targets: True images of the same size, where the data has them beside the inputs.
+            targets: True images of the same size, where the data has them beside the inputs; or real ones of
+                any size that belong to no input, which are not augmented.
             index: ``(N,)`` positions in the data set; with ``view`` they decide square and augmentation.
             view: Number of the view, usually the epoch.
         """
         scene = Scene(images=self._square(self._placed(images), index, view))
-        if targets is not None:
+        if targets is not None and self.has_truth:
             scene = replace(scene, paired=self._square(self._placed(targets), index, view))
         if self.augment is not None:
             scene = self.augment.together(scene, index, view)
-        return self._batch(scene.images, scene.paired, index, view)
+        target = scene.paired
+        if targets is not None and not self.has_truth:
+            target = self._square(self._placed(targets), index, view, REAL)
+        return self._batch(scene.images, target, index, view)
 
     def plain_batch(self, images: Tensor, targets: Tensor | None, index: Tensor) -> Batch:
         """A batch for evaluation: the middle square; shapes as in :meth:`training_batch`."""
@@ -120,8 +124,8 @@ class ImageToImage:
     def _placed(self, images: Tensor) -> Tensor:
         return images.to(self.device, non_blocking=True)
 
-    def _square(self, images: Tensor, index: Tensor, view: int) -> Tensor:
-        return squares(images, self.data.crop or self.size, Draws(index, self.seed, view, PLACE))
+    def _square(self, images: Tensor, index: Tensor, view: int, first: int = PLACE) -> Tensor:
+        return squares(images, self.data.crop or self.size, Draws(index, self.seed, view, first))
 
     def _batch(self, images: Tensor, targets: Tensor | None, index: Tensor, view: int) -> Batch:
         inputs, target = as_shares(images), None if targets is None else as_shares(targets)
@@ -173,7 +177,7 @@ class ImageToImage:
 
     def _reference(self, batch: Batch, loader: Loader) -> Tensor:
         """The true images, or the teacher's, which are kept: validation asks for them again and again."""
-        if batch.target is not None:
+        if batch.target is not None and self.has_truth:
             return batch.target
         assert self.teacher is not None, "without true images there is a teacher"
         key, rows = id(loader.dataset), batch.index.cpu()
@@ -248,6 +252,7 @@ class ImageToImage:
         """Sizes and the truth, in words."""
         truth = {True: "their true images", False: "the teacher's output as the truth"}[self.has_truth]
         made = f"{self.data.degrade} of " if self.data.degrade else ""
+        truth += f", real images of {self.data.real}" if self.data.real else ""
         return f"{made}images {train.shape}, squares of {self.data.crop or self.size}, {truth}"
 
     def describe_input(self, role: str) -> str:
