@@ -54,7 +54,7 @@ LAYERS: list[set[str]] = [
     {"objective"},
     {"augment", "models", "data", "teachers"},
     {"answers", "cache"},
-    {"responses"},
+    {"responses", "harness"},
     {"tasks", "schemes"},
     {"train"},
     {"deploy", "methods"},

@@ -128,6 +128,7 @@ def test_the_recipe_is_read_and_written(recipe: Path) -> None:
         (["teacher=null", "correct=null", "distill={labels: {}}"], "teacher: missing"),
         (["data.files={dev: a}"], "data.files.dev: expected one of train, validation, test"),
         (["data.max_length=1"], "data.max_length: must be >= 2"),
+        (["data.max_length=300"], "data.max_length: must be at most 256, the context of a network, got 300"),
         (["correct.learning_rate=0"], "correct.learning_rate: must be > 0"),
         (["correct.rate=1"], "correct.rate: unknown key"),
     ],
@@ -146,6 +147,14 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe: Path) -> None:
     with pytest.raises(UserError, match="teacher: another tokenizer than the teacher's") as found:
         ran(recipe, "teacher={model: 'transformers:other'}", "correct=null")
     assert "tokens differ, the first at" in str(found.value)
+
+
+def test_documents_without_text_are_left_out_and_told(recipe: Path) -> None:
+    rows = [json.dumps({"text": text}) for text in ["barley of barley", " \n"] * 12]
+    (recipe.parent / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    _, lines, _ = ran(recipe, "data.path=texts.jsonl", "train.batch_size=1", dry=True)
+    assert any("12 documents of train have no text, the first at" in line for line in lines)
+    assert any("texts.jsonl, line 2; they are left out" in line for line in lines)
 
 
 def test_conversations_too_long_for_a_row_are_left_out_and_told(recipe: Path) -> None:

@@ -163,6 +163,9 @@ def test_prompts_without_answers_are_answered_in_every_part(recipe: Path) -> Non
     )
     assert any("<u>is" in each for each in text)
     assert any("the control too" in note for note in made.notes)
+    assert any(
+        "1 prompts leave no room for an answer within data.max_length (32" in note for note in made.notes
+    )
     with pytest.raises(UserError, match=r"no turn of the assistant.*; teacher\.responses lets"):
         answered(recipe, *overrides, "teacher.responses=null")
     with pytest.raises(UserError, match="correct: has no meaning where training documents lack answers"):

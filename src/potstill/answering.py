@@ -75,12 +75,16 @@ def answer_prompts(experiment: Experiment, say: Say) -> Experiment:
     assert isinstance(task, LanguageModeling), "and its task"
     assert config is not None, "and a recipe that wants them"
     texts = read_texts(recipe.data, experiment.search, recipe.seed)
-    asked = {part: _asked(experiment, part, documents, config) for part, documents in texts.parts.items()}
+    notes: list[str] = []
+    asked = {
+        part: _asked(experiment, part, documents, config, notes) for part, documents in texts.parts.items()
+    }
     store = ResponseStore(_folder(config, facts := _facts(experiment, config)), facts)
     prompts = {each.prompt.key: each.prompt for some in asked.values() for each in some}
     _ask(experiment, list(prompts.values()), config, store, say)
     answers = store.read()
-    learnt, notes = _learnt(experiment, asked, answers, config)
+    learnt, found = _learnt(experiment, asked, answers, config)
+    notes += found
     notes.append(f"the teacher's answers lie in {store.folder}")
     made = _with_rows(experiment, texts.parts, learnt, notes)
     for note in notes:
@@ -89,16 +93,27 @@ def answer_prompts(experiment: Experiment, say: Say) -> Experiment:
 
 
 def _asked(
-    experiment: Experiment, part: str, documents: Sequence[Document], config: ResponsesConfig
+    experiment: Experiment,
+    part: str,
+    documents: Sequence[Document],
+    config: ResponsesConfig,
+    notes: list[str],
 ) -> list[_Asked]:
-    """What is asked of a part: all prompts that fit, or those alone that have no answer."""
+    """What is asked of a part: all prompts that fit, or those without an answer; the rest is noted."""
     tokenizer = experiment.task.tokenizer  # type: ignore[attr-defined]
-    found = []
+    found, long = [], []
     for document in documents:
         if part == "train" or document.asks:
             prompt = prompt_of(tokenizer, document, config.prompt_tokens)
             if prompt is not None and len(prompt.ids) < _room(experiment):
                 found.append(_Asked(document, prompt))
+            elif prompt is not None:
+                long.append(document.where)
+    if long:
+        notes.append(
+            f"{part}: {len(long)} prompts leave no room for an answer within data.max_length "
+            f"({_room(experiment)} tokens) and are not asked, the first at {long[0]}"
+        )
     if part == "train" and not found:
         raise UserError(
             "teacher.responses",

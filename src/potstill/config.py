@@ -24,6 +24,7 @@ from potstill.data.boxes import BoxConfig
 from potstill.data.pictures import PictureConfig
 from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
+from potstill.harness import EvaluationConfig
 from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.models.lora import LanguageStudentConfig
@@ -101,6 +102,8 @@ class LanguageRecipe(Recipe):
     """The language model to train, or updates of it."""
     correct: CorrectionConfig | None = None
     """A short training of the teacher on the texts, before it teaches."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What all networks are measured on beside the test part."""
 
 
 @dataclass(frozen=True, kw_only=True)

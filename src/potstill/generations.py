@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from potstill.alive import Alive
+from potstill.config import LanguageRecipe
 from potstill.data.tokens import TokenSet
+from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.harness import ask_harness
 from potstill.likeness import likeness
 from potstill.measure import Stopwatch, size_bytes
 from potstill.models.pretrained import quiet_library
@@ -79,7 +82,8 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
 
     Returns:
         ``generations`` for the report, ``drafts``, an :class:`Acceptance` an arm, its ``likeness`` to the
-        teacher, and ``writing``, a :class:`Writing` a network; empty for other tasks.
+        teacher, ``writing``, a :class:`Writing` a network, ``harness``, what public benchmarks say of each,
+        where the recipe names some, and ``warnings``; empty for other tasks.
     """
     task, part = experiment.task, experiment.splits.test
     if not isinstance(task, LanguageModeling) or not isinstance(part, TokenSet):
@@ -121,7 +125,21 @@ def written(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         arms = {arm: network for arm, network in networks.items() if arm != "teacher"}
         alike = likeness(arms, teacher, part, task.tokenizer, experiment.recipe.seed)
     costs = writing(networks, prompts[:SHOWN], task.tokenizer) if len(prompts) else {}
-    return {"generations": rows, "drafts": drafts, "likeness": alike, "writing": costs}
+    recipe = experiment.recipe
+    assert isinstance(recipe, LanguageRecipe), "recipes of this task are read as such"
+    public, warnings = {}, []
+    try:
+        public = ask_harness(networks, task.tokenizer, recipe.evaluation, experiment.search, recipe.seed)
+    except UserError as error:  # all else is measured by now
+        warnings = [str(error)]
+    return {
+        "generations": rows,
+        "drafts": drafts,
+        "likeness": alike,
+        "writing": costs,
+        "harness": public,
+        "warnings": warnings,
+    }
 
 
 def _prompts(part: TokenSet) -> Tensor:

@@ -15,10 +15,11 @@ from torch import nn
 from potstill.config import LanguageRecipe, Recipe
 from potstill.data import Splits
 from potstill.data.prompts import as_if_answered
-from potstill.data.tokens import Texts, TokenSet, read_texts, token_splits
+from potstill.data.tokens import TextConfig, Texts, TokenSet, read_texts, token_splits
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.fused import covers
+from potstill.harness import check_networks, check_tasks
 from potstill.materials import Material, known_of
 from potstill.models.causal import (
     check_same_tokens,
@@ -53,6 +54,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     """
     assert isinstance(recipe, LanguageRecipe), "recipes of this task are read as such"
     check_kept(recipe)
+    check_tasks(recipe.evaluation, search)
     texts = read_texts(recipe.data, search, recipe.seed)
     if recipe.teacher is not None and recipe.teacher.responses is not None:
         texts = _until_answered(recipe, texts)
@@ -78,6 +80,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
             check_same_tokens(tokenizer, own, samples, role)
     student = fresh()
     networks = [student] if teacher is None else [teacher, student]
+    _check_context(recipe.data, networks)
     shared = min(_vocabulary(network, tokenizer) for network in networks)
     able = [packable(network, shared) for network in networks]
     splits = token_splits(texts, tokenizer, recipe.data, together=all(able))
@@ -124,6 +127,7 @@ def _without_teacher(
     if ours is not None and ours is not tokenizer:
         check_same_tokens(tokenizer, ours, [], "student")
     student = fresh()
+    _check_context(recipe.data, [student])
     size = _vocabulary(student, tokenizer)
     splits = token_splits(texts, tokenizer, recipe.data, together=packable(student, size))
     shelf = shelf_of_tokens(recipe, splits, tokenizer, search, None)
@@ -201,7 +205,7 @@ def _network(
     """A network and the tokenizer that came with it, if any."""
     library, colon, name = config.model.partition(":")
     if library == "transformers" and colon:
-        made = load_causal(name, search, where)
+        made = load_causal(name, search, where, config.arguments)
     else:
         size = 0 if tokenizer is None else len(tokenizer)
         made = build(config, num_classes=size, search=search, where=where)
@@ -226,9 +230,20 @@ def _maker(
         start = copy.deepcopy(teacher) if init is None else with_layers(teacher, init, "student.init")
         return lambda: learning(copy.deepcopy(start)), None
     first, own = _network(recipe.student, tokenizer, search, "student")
-    if recipe.student.model.startswith("transformers:") or recipe.student.weights is not None:
+    trained = recipe.student.model.startswith("transformers:") and not recipe.student.arguments
+    if trained or recipe.student.weights is not None:
         return lambda: learning(copy.deepcopy(first)), own
     return lambda: learning(_network(recipe.student, tokenizer, search, "student")[0]), own
+
+
+def _check_context(data: TextConfig, networks: Sequence[nn.Module]) -> None:
+    """No row may be longer than what a network has places for."""
+    for network in networks:
+        most = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+        if isinstance(most, int) and data.max_length > most:
+            raise UserError(
+                "data.max_length", f"must be at most {most}, the context of a network, got {data.max_length}"
+            )
 
 
 def _vocabulary(network: nn.Module, tokenizer: Any) -> int:
@@ -259,6 +274,9 @@ def _with_teacher(experiment: Experiment) -> Experiment:
     """The experiment, its task comparing with its teacher, whose weights are bf16 where that is fast."""
     assert isinstance(experiment.task, LanguageModeling)
     teacher = None if experiment.known is not None else experiment.teacher
+    assert isinstance(experiment.recipe, LanguageRecipe)
+    asked = {"student": experiment.blank("student")} | ({} if teacher is None else {"teacher": teacher})
+    check_networks(experiment.recipe.evaluation, asked)
     if teacher is not None and experiment.precision.name == "bf16":
         teacher.to(torch.bfloat16)
     task = dataclasses.replace(experiment.task, teacher=teacher, precision=experiment.precision.name)

@@ -268,13 +268,11 @@ def report_cells(
     warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
     texts = written(experiment, outcome)
     images, drawn_sheets = drawn(experiment, outcome), sheets(experiment, outcome)
+    warnings += texts.get("warnings", ())
     alike_inside = insides(experiment, outcome)
-    for arm, found in texts.get("drafts", {}).items():
-        outcome.result["models"][arm]["drafts"] = asdict(found)
-    for arm, alike in texts.get("likeness", {}).items():
-        outcome.result["models"][arm]["likeness"] = alike
-    for name, cost in texts.get("writing", {}).items():
-        outcome.result["models"][name]["writing"] = asdict(cost)
+    for key in ("drafts", "likeness", "writing", "harness"):
+        for name, found in texts.get(key, {}).items():
+            outcome.result["models"][name][key] = found if isinstance(found, dict) else asdict(found)
     if exits is not None:
         outcome.result["early_exit"] = exits.figures
         echo(exits.summary)

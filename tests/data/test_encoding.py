@@ -102,7 +102,8 @@ def test_documents_of_a_jsonl_file(tmp_path):
     file = tmp_path / "some.jsonl"
     rows = [{"text": "one\u2028two"}, {"text": "  "}, {"messages": list(TALK)}]
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-    text, talk = read_documents(file, None, "data.train")
+    text, empty, talk = read_documents(file, None, "data.train")
+    assert (text.blank, empty.blank, talk.blank) == (False, True, False)
     assert (text.text, talk.messages) == ("one\u2028two", TALK)
     assert talk.where.endswith("line 3")
 

@@ -141,3 +141,20 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
         load_causal("empty", [tmp_path], "teacher")
     with pytest.raises(UserError, match=r"data\.tokenizer: transformers cannot load 'empty'"):
         load_tokenizer("empty", [tmp_path])
+
+
+def test_another_configuration_makes_a_new_network_of_the_same_tokens(tmp_path: Path) -> None:
+    tokenizer = character_tokenizer(TEXT)
+    save_huggingface(tiny_llama(len(tokenizer), hidden=16, heads=2), tokenizer, tmp_path)
+    asked = (tmp_path.name, [tmp_path.parent], "student")
+    made = load_causal(*asked, {"num_hidden_layers": 1, "intermediate_size": 8})
+    assert (len(made.model.layers), made.config.vocab_size) == (1, len(tokenizer))
+    assert check_same_tokens(made.tokenizer, tokenizer, [TEXT]) == len(tokenizer)
+    same = load_causal(*asked, {"num_hidden_layers": 2})
+    kept = load_causal(*asked)
+    assert not torch.equal(same.lm_head.weight, kept.lm_head.weight)  # its weights are its own
+    with pytest.raises(UserError, match=r"student\.arguments\.hidden_sise: unknown key.*'hidden_size'"):
+        load_causal(*asked, {"hidden_sise": 8})
+    (tmp_path / "some.gguf").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"student\.arguments: have no meaning with a GGUF file"):
+        load_causal("some.gguf", [tmp_path], "student", {"hidden_size": 8})

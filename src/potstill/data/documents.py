@@ -34,6 +34,11 @@ class Document:
     prompt: str = ""
 
     @property
+    def blank(self) -> bool:
+        """Whether there is no visible character in it."""
+        return not self.messages and not (self.prompt + self.text).strip()
+
+    @property
     def asks(self) -> bool:
         """Whether it is a question whose answer is missing."""
         if self.messages:
@@ -52,7 +57,8 @@ def read_documents(path: Path, split_at: str | None, where: str) -> list[Documen
         where: Dotted key for messages.
 
     Returns:
-        Documents in the order of the file; those without a visible character are left out.
+        Documents in the order of the file. What stands in a plain text before its first document is none
+        where it is blank.
 
     Raises:
         UserError: If the file cannot be read, a line is no such object, or no document is left.
@@ -71,9 +77,9 @@ def read_documents(path: Path, split_at: str | None, where: str) -> list[Documen
     if path.suffix in JSON_SUFFIXES:
         found = list(_lines(content, path, where))
     else:
-        found = [Document(str(path), text) for text in _parts(content, split_at, where)]
-    found = [document for document in found if document.messages or (document.prompt + document.text).strip()]
-    if not found:
+        parts = [Document(str(path), text) for text in _parts(content, split_at, where)]
+        found = [document for document in parts if not document.blank]
+    if all(document.blank for document in found):
         raise UserError(where, f"{path}: expected documents, got none with any text")
     return found
 

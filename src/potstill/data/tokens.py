@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,7 +158,7 @@ def read_texts(config: TextConfig, search: Sequence[Path], seed: int) -> Texts:
     parts: dict[str, Sequence[Document]] = {
         part: read_documents(file, config.split_at, f"data.{part}") for part, file in files.items()
     }
-    notes = []
+    notes = [note for part in parts for note in _without_blanks(parts, part)]
     for number, part in enumerate(("test", "validation")):
         if part not in parts:
             documents = parts["train"]
@@ -175,6 +175,15 @@ def read_texts(config: TextConfig, search: Sequence[Path], seed: int) -> Texts:
             parts["train"] = [documents[place] for place in sorted(order[count:])]
             notes.append(f"{count} of {len(documents)} training documents were cut off for {part}")
     return Texts(parts, notes)
+
+
+def _without_blanks(parts: dict[str, Sequence[Document]], part: str) -> Iterator[str]:
+    """Leave out a part's documents without any text; what to say of them."""
+    blank = [document for document in parts[part] if document.blank]
+    parts[part] = [document for document in parts[part] if not document.blank]
+    if blank:
+        where = blank[0].where
+        yield f"{len(blank)} documents of {part} have no text, the first at {where}; they are left out"
 
 
 def _files(folder: Path, config: TextConfig) -> dict[str, Path]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from potstill.errors import UserError
+from potstill.errors import UserError, nearest
 from potstill.taps import first_tensor
 
 __all__ = [
@@ -44,29 +44,53 @@ def need_transformers() -> Any:
     return transformers
 
 
-def load_causal(name: str, search: Sequence[Path], where: str) -> nn.Module:
+def load_causal(
+    name: str, search: Sequence[Path], where: str, arguments: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A causal language model of transformers, with its ``tokenizer``.
 
     Args:
         name: A folder in Hugging Face layout or a GGUF file, looked up in ``search``; else a name on the hub.
         search: Folders.
         where: ``teacher`` or ``student``, for messages.
+        arguments: What its configuration shall say instead, such as ``num_hidden_layers``; the network is
+            then a new one with random weights.
 
     Raises:
-        UserError: If it cannot be loaded.
+        UserError: If it cannot be loaded, or the configuration has no such key.
     """
     transformers = need_transformers()
     local = [folder / name for folder in search if (folder / name).exists()]
     if local and local[0].suffix == ".gguf":
+        if arguments:
+            raise UserError(f"{where}.arguments", "have no meaning with a GGUF file; leave them out")
         return load_gguf(local[0], where)
     source = str(local[0]) if local else name
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model: nn.Module = (
+            _from_configuration(source, arguments, where)
+            if arguments
+            else transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        )
         model.tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"{where}.model", f"transformers cannot load {name!r}: {reason}") from error
     return model
+
+
+def _from_configuration(source: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
+    """A network with random weights whose configuration differs from a folder's."""
+    transformers = need_transformers()
+    config = transformers.AutoConfig.from_pretrained(source)
+    for key in arguments:
+        if not hasattr(config, key):
+            raise UserError(f"{where}.arguments.{key}", f"unknown key{nearest(key, config.to_dict())}")
+    config = transformers.AutoConfig.from_pretrained(source, **arguments)
+    made: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return made
 
 
 def load_tokenizer(name: str, search: Sequence[Path]) -> Any:

@@ -1,4 +1,4 @@
-"""The sections of a language model: where it differs from its teacher, and what it writes."""
+"""The sections of a language model: where it differs from its teacher, what it writes, public benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from potstill.report._format import bytes_text, compact, percent
 from potstill.report._material import Material, section
 from potstill.report.content import TokenBin
 
-__all__ = ["divergences", "generations"]
+__all__ = ["benchmarks", "divergences", "generations"]
 
 TITLES = {
     "position": ("By position in the text", "Tokens before it"),
@@ -146,3 +146,36 @@ def _likeness(arms: Mapping[str, Mapping[str, Any]]) -> str:
         '<table class="plain"><thead><tr><th scope="col"></th><th scope="col" class="num">ROUGE-L</th>'
         f'<th scope="col" class="num">Divergence on own texts</th></tr></thead><tbody>{rows}</tbody></table>'
     )
+
+
+def benchmarks(material: Material) -> str:
+    """What lm-evaluation-harness says of each arm, a row a task and metric."""
+    found = {arm: material.model(arm)["harness"] for arm in material.arms if "harness" in material.model(arm)}
+    if not found:
+        return ""
+    columns = "".join(
+        f'<th scope="col" class="num"><span class="key {escape(arm)}"></span>{escape(arm.capitalize())}</th>'
+        for arm in found
+    )
+    lines = ""
+    for task, figures in next(iter(found.values())).items():
+        for metric, one in figures.items():
+            cells = "".join(f'<td class="num">{_figure(arm[task][metric])}</td>' for arm in found.values())
+            samples = "–" if one["samples"] is None else f"{one['samples']:,}"
+            head = f'<th scope="row">{escape(task)}</th><td>{escape(metric)}</td>'
+            lines += f'<tr>{head}{cells}<td class="num">{samples}</td></tr>'
+    lead = (
+        "Measured by lm-evaluation-harness after all training, of the first seed's networks, with its own "
+        "metrics and standard errors. A difference of less than two standard errors says nothing."
+    )
+    body = (
+        f'<div class="scroll"><table class="plain"><thead><tr><th scope="col">Task</th>'
+        f'<th scope="col">Metric</th>{columns}<th scope="col" class="num">Samples</th></tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+    return section("benchmarks", "Public benchmarks", body, lead)
+
+
+def _figure(found: Mapping[str, Any]) -> str:
+    error = "" if found["error"] is None else f" ± {found['error']:.3g}"
+    return f"{found['value']:.4g}{error}"

@@ -13,7 +13,7 @@ from potstill.report._exits import exits
 from potstill.report._figures import calibration, classes, learning, trade_offs
 from potstill.report._headline import arms_table, headline, set_up
 from potstill.report._insides import insides
-from potstill.report._language import divergences, generations
+from potstill.report._language import benchmarks, divergences, generations
 from potstill.report._material import Material, read, read_beside
 from potstill.report._networks import networks
 from potstill.report._pictures import pictures, sheets
@@ -63,6 +63,7 @@ def _page(material: Material) -> str:
         divergences(material),
         insides(material),
         generations(material),
+        benchmarks(material),
         dark_knowledge(material),
         calibration(material),
         views(material),
