@@ -218,7 +218,7 @@ def test_a_teacher_of_another_kind_teaches_by_its_final_boxes(
         raw["distill"] |= {"teacher_boxes": {}, "by_sides": {"loss": "teacher_boxes", "form": "l1"}}
     experiment = load_experiment(from_mapping(raw), [folder])
     scheme = experiment.scheme("student", 0)
-    optimiser = torch.optim.AdamW(scheme.parameters(), lr=5e-3)
+    optimiser = torch.optim.AdamW(scheme.parameters(), lr=1e-3)
     loader, prepare = experiment.training(0)
     batch, values = prepare(*next(iter(loader.epoch(0))), 0), []
     for _ in range(10):
@@ -231,7 +231,7 @@ def test_a_teacher_of_another_kind_teaches_by_its_final_boxes(
     assert all(bool(part.total.isfinite()) for part in step.parts.values())
     told = sum(map(float, step.parts["response"].regions.values()))
     assert told == pytest.approx(float(step.parts["response"].total.detach()), rel=1e-3)
-    assert values[-1] < 0.97 * values[0]
+    assert min(values) < 0.9 * values[0]  # not the last: a step of AdamW on one batch may leap
 
 
 def test_a_teacher_that_finds_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
