@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from potstill import cells
 from potstill.assembly import load_experiment
 from potstill.batch import Batch
-from potstill.config import from_mapping, parse_yaml
+from potstill.config import ImageRecipe, from_mapping, load, parse_yaml
 from potstill.errors import UserError
 from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import StyleGenerator
-from potstill.run import run
+from potstill.run import load_student, run
 from potstill.train.observe import Many
 
 SIDE = 24
@@ -177,6 +177,23 @@ def test_a_student_from_the_teachers_channels(place: Path) -> None:
     assert 0.2 < ratio <= 0.4
     page = (place / "run" / "report.html").read_text()
     assert "channels of the teacher" in page
+
+
+def test_a_width_that_was_timed_stays_what_it_was(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([2, 1])
+    chosen = lambda *parts: (next(found), "width: auto is timed")  # noqa: E731
+    monkeypatch.setattr("potstill.translation.fitting", chosen)
+    options = ("student={width: auto, target: {latency_ms: 3}}", "train.steps=2")
+    first = go(place, *options, control=False)
+    kept = load(place / "run" / "recipe.yaml")
+    assert isinstance(kept, ImageRecipe)
+    assert kept.student.width == 2
+    assert "auto is timed" in (place / "run" / "report.html").read_text()
+    (place / "run" / "result.json").unlink()
+    again = go(place, *options, control=False, resume=True)  # without another look at the clock
+    for result in (first, again):
+        assert result["models"]["student"]["parameters"] == first["models"]["student"]["parameters"]
+    assert load_student(place / "run", place).student.enter[0].out_channels == 2
 
 
 class StoppedError(Exception):

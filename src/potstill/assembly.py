@@ -106,7 +106,8 @@ def assemble(recipe: Recipe, material: Material, search: Sequence[Path] = ()) ->
             teacher=teacher,
             inputs=material.task.describe_input("teacher"),
         )
-    resolved = replace(recipe, train=replace(recipe.train, precision=precision.name))
+    resolved = material.resolved or recipe
+    resolved = replace(resolved, train=replace(resolved.train, precision=precision.name))
     experiment = Experiment(
         recipe=resolved,
         splits=material.splits,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import distributed
-from potstill.config import Recipe, dump, load
+from potstill.config import ImageRecipe, Recipe, dump, load
 from potstill.errors import UserError
 from potstill.files import read_json, write_json, write_text
 
@@ -127,15 +127,29 @@ class RunFolder:
             write_text(self.recipe, dump(recipe))
         distributed.barrier()
 
+    def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with what ``auto`` became in this run: the precision, a generator's width.
+
+        As it is where nothing has begun here.
+        """
+        there = load(self.recipe) if self.recipe.is_file() else recipe
+        if recipe.train.precision == "auto":
+            recipe = replace(recipe, train=replace(recipe.train, precision=there.train.precision))
+        if (
+            isinstance(recipe, ImageRecipe)
+            and isinstance(there, ImageRecipe)
+            and recipe.student.width == "auto"
+        ):
+            recipe = replace(recipe, student=replace(recipe.student, width=there.student.width))
+        return recipe
+
     def check_same(self, recipe: Recipe) -> None:
-        """Refuse to go on with a run of another recipe; ``precision: auto`` stands for what it became.
+        """Refuse to go on with a run of another recipe; ``auto`` stands for what it became.
 
         Raises:
             UserError: With the first line that differs.
         """
-        there = load(self.recipe)
-        if recipe.train.precision == "auto":
-            recipe = replace(recipe, train=replace(recipe.train, precision=there.train.precision))
+        there, recipe = load(self.recipe), self.settled(recipe)
         old, new = dump(there).splitlines(), dump(recipe).splitlines()
         for before, after in zip(old, new, strict=False):
             if before != after:

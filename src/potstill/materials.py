@@ -39,6 +39,7 @@ class Material:
         notes: What a reader should know of how they came about.
         shelf: Where the teacher's answers are kept, where that is known already.
         known: What a full cache says of the teacher.
+        resolved: The recipe with what ``auto`` became, where the task has found that out.
         finish: What is left to do with the whole, its networks on their device.
     """
 
@@ -51,6 +52,7 @@ class Material:
     notes: tuple[str, ...] = ()
     shelf: Shelf | None = None
     known: KnownTeacher | None = None
+    resolved: Recipe | None = None
     finish: Callable[[Experiment], Experiment] | None = None
 
 

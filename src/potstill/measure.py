@@ -26,6 +26,7 @@ __all__ = [
     "macs_of_one",
     "measure",
     "parameters",
+    "random_input",
     "size_bytes",
 ]
 
@@ -147,9 +148,14 @@ def macs(model: nn.Module, example: Inputs) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def random_input(model: nn.Module, one: OneInput) -> Inputs:
+    """One input of a network where it lives: random values of its shape, or the given one."""
+    return _input(model, one, 1)
+
+
 def macs_of_one(model: nn.Module, one: OneInput) -> int:
     """Multiply-accumulates for one input, or for random values of its shape."""
-    return macs(model, _input(model, one, 1))
+    return macs(model, random_input(model, one))
 
 
 @contextlib.contextmanager

@@ -145,7 +145,7 @@ def run(
         folder.check_same(loaded)
         say(f"{folder.path} is finished already")
         return finished(folder)
-    experiment = load_experiment(loaded, search_path(data))
+    experiment = load_experiment(folder.settled(loaded) if resume else loaded, search_path(data))
     if dry:
         for line in describe_plan(experiment, control=control and experiment.has_control):
             say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -10,16 +11,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from potstill import distributed
 from potstill.config import ImageRecipe, Recipe
 from potstill.data import Splits
 from potstill.data.pictures import PictureSet, load_pictures
 from potstill.errors import UserError
 from potstill.experiment import Experiment
-from potstill.materials import Material, made
-from potstill.measure import OneInput, macs_of_one, parameters
+from potstill.materials import Material, device_of, made
+from potstill.measure import OneInput
 from potstill.models.load import ModelConfig
 from potstill.models.perception import Perception, perception
-from potstill.models.slicing import narrow_config, start_from, widest
+from potstill.models.slicing import fitting, narrow_config, start_from
 from potstill.schemes.settings import AdversarialConfig, others_of
 from potstill.tasks import ImageFromNoise, ImageToImage
 
@@ -49,9 +51,12 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
         return made(config, search, where, num_classes=0, **offered)
 
     teacher = None if recipe.teacher is None else make(recipe.teacher, "teacher")
-    fresh = functools.partial(make, recipe.student, "student")
+    fresh: Callable[[], nn.Module] = functools.partial(make, recipe.student, "student")
+    notes = () if eyes is not None else (NO_EYES,)
     if recipe.student.model == "teacher":
-        fresh = _narrowed(recipe, teacher, make, task.one_input("student", splits.train))
+        one = task.one_input("student", splits.train)
+        recipe, fresh, found = _narrowed(recipe, teacher, make, one)
+        notes = (*notes, *found)
     torch.manual_seed(recipe.seed)
     return Material(
         splits=splits,
@@ -60,7 +65,8 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
         student=fresh(),
         fresh=fresh,
         others=_judges(recipe, search, wanted, given),
-        notes=() if eyes is not None else (NO_EYES,),
+        notes=notes,
+        resolved=recipe,
     )
 
 
@@ -87,33 +93,30 @@ def _task(
 
 def _narrowed(
     recipe: ImageRecipe, teacher: nn.Module | None, make: Callable[..., nn.Module], one: OneInput
-) -> functools.partial[nn.Module]:
-    """Makes students that are the teacher with fewer channels, those that matter most."""
-    student = recipe.student
+) -> tuple[ImageRecipe, Callable[[], nn.Module], tuple[str, ...]]:
+    """The recipe with the width found, and what makes students of the channels that matter most; notes."""
+    student, notes = recipe.student, ()
     if recipe.teacher is None or teacher is None:
         raise UserError("student.model", "missing; without a teacher there is nothing to make narrow")
-    config = narrow_config(student, recipe.teacher)
-    if student.target is not None:
-        size = functools.partial(macs_of_one, one=one) if student.target.macs else parameters
-        wanted = student.target.macs or student.target.parameters or 1.0
+    if student.width == "auto":
+        assert student.target is not None, "auto has a target"
+        device = device_of(recipe.train.device)
 
         def wide(width: int) -> nn.Module:
-            return make(
-                dataclasses.replace(config, arguments={**config.arguments, "width": width}), "student"
-            )
+            config = narrow_config(dataclasses.replace(student, width=width), recipe.teacher)
+            return make(config, "student").to(device)
 
-        # the teacher's own width: the channels after its first convolution
-        most = int(next(teacher.parameters()).shape[0])
-        target = wanted * size(teacher) if wanted <= 1 else wanted
-        width = widest(wide, most, size, target)
-        config = dataclasses.replace(config, arguments={**config.arguments, "width": width})
+        width, *notes = fitting(student.target, wide, copy.deepcopy(teacher).to(device), one)
+        width = distributed.gather_objects(width)[0]  # processes may time differently
+        student = dataclasses.replace(student, width=width)
+    config = narrow_config(student, recipe.teacher)
 
     def fresh() -> nn.Module:
         made_anew = make(config, "student")
         start_from(made_anew, teacher)
         return made_anew
 
-    return functools.partial(fresh)
+    return dataclasses.replace(recipe, student=student), fresh, tuple(notes)
 
 
 def _judges(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from potstill import measure
 from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.models.generators import StyleGenerator
 from potstill.models.load import ModelConfig
 
-__all__ = ["GeneratorStudentConfig", "WidthTarget", "narrow_config", "start_from", "widest"]
+__all__ = ["GeneratorStudentConfig", "WidthTarget", "fitting", "narrow_config", "start_from", "widest"]
 
 SIZE = Range(above=0)
 Layer = tuple[nn.Conv2d | nn.ConvTranspose2d, nn.InstanceNorm2d, str, str]
@@ -23,16 +24,28 @@ Layer = tuple[nn.Conv2d | nn.ConvTranspose2d, nn.InstanceNorm2d, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class WidthTarget:
-    """How small: one of these; values up to 1 are shares of the teacher's."""
+    """How small: one of these; values up to 1 are shares of the teacher's, but for ``latency_ms``."""
 
     macs: Annotated[float, SIZE] | None = None
     """Multiply-accumulates of one image."""
     parameters: Annotated[float, SIZE] | None = None
     """Parameters."""
+    latency: Annotated[float, Range(above=0, most=1)] | None = None
+    """Share of the teacher's time for one image, both timed in turns on this machine."""
+    latency_ms: Annotated[float, SIZE] | None = None
+    """Milliseconds for one image, as timed on this machine."""
 
     def __post_init__(self) -> None:
-        if (self.macs is None) == (self.parameters is None):
-            raise UserError("student.target", "expected one of macs and parameters")
+        given = [each.name for each in fields(self) if getattr(self, each.name) is not None]
+        if len(given) != 1:
+            wanted = "one of macs, parameters, latency and latency_ms"
+            raise UserError("student.target", f"expected {wanted}, got {' and '.join(given) or 'none'}")
+
+    @property
+    def given(self) -> tuple[str, float]:
+        """Which of them, and its value."""
+        (name,) = (each.name for each in fields(self) if getattr(self, each.name) is not None)
+        return name, float(getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +53,97 @@ class GeneratorStudentConfig(ModelConfig):
     """The generator to train; by default its teacher made narrow, from the channels that matter most."""
 
     model: str = "teacher"
-    """A network of its own, or ``teacher``: the same, with other ``arguments`` such as ``width``."""
-    width: Literal["auto"] | None = None
-    """The largest width that meets ``target``."""
+    """A network of its own, or ``teacher``: the same, with other ``arguments``."""
+    width: Literal["auto"] | Annotated[int, Range(least=1)] | None = None
+    """Of the teacher made narrow; ``auto``: the largest that meets ``target``."""
     target: WidthTarget | None = None
     """How small the student must be."""
 
     def __post_init__(self) -> None:
-        if (self.width is None) != (self.target is None):
+        if (self.width == "auto" and self.target is None) or (self.width is None and self.target is not None):
             raise UserError("student.target", "goes with width: auto; give both or neither")
         if self.width is not None and self.model != "teacher":
-            raise UserError("student.width", f"auto narrows the teacher, got model: {self.model}")
+            raise UserError("student.width", f"narrows the teacher, got model: {self.model}")
 
 
 def narrow_config(student: GeneratorStudentConfig, teacher: ModelConfig) -> ModelConfig:
-    """What makes the student of ``model: teacher``, its arguments on top of the teacher's."""
-    arguments = {**teacher.arguments, **student.arguments}
+    """What makes the student of ``model: teacher``, its arguments and width on top of the teacher's."""
+    width = {"width": student.width} if isinstance(student.width, int) else {}
+    arguments = {**teacher.arguments, **student.arguments, **width}
     return replace(teacher, arguments=arguments, weights=None, pretrained=False)
 
 
-def widest(
-    make: Callable[[int], nn.Module], most: int, size: Callable[[nn.Module], float], target: float
-) -> int:
-    """The largest width whose network is not larger than a target.
+def widest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest width up to ``most`` that fits, where all smaller ones do too; 0 if none does.
 
-    Args:
-        make: A network of a width.
-        most: The largest width that is tried.
-        size: Of a network; it grows with the width.
-        target: What it must not exceed.
-
-    Raises:
-        UserError: If even a width of 1 is larger.
-
-    >>> widest(lambda width: nn.Linear(width, width), 8, lambda one: one.weight.numel(), 10)
+    >>> widest(lambda width: width**2 <= 10, 8)
     3
     """
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if size(make(middle)) <= target else (low, middle - 1)
-    if not low:
-        raise UserError("student.target", f"even a width of 1 is larger than {target:g}")
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def fitting(
+    target: WidthTarget, make: Callable[[int], nn.Module], teacher: nn.Module, one: measure.OneInput
+) -> tuple[int, str]:
+    """The largest width that meets a target, and what it costs beside it, in words.
+
+    Args:
+        target: How small.
+        make: A network of a width, on the teacher's device.
+        teacher: The widest there is.
+        one: Shape of one input.
+
+    Raises:
+        UserError: If even a width of 1 is larger, or slower.
+    """
+    name, value = target.given
+    # the teacher's own width: the channels after its first convolution
+    most = int(next(teacher.parameters()).shape[0])
+    found: dict[int, tuple[float, str]] = {}
+    cost = _timed if name.startswith("latency") else _counted
+
+    def fits(width: int) -> bool:
+        found[width] = cost(name, make(width), teacher, one, value)
+        return found[width][0] <= value
+
+    width = widest(fits, most)
+    if not width:
+        raise UserError(
+            f"student.target.{name}", f"even a width of 1 is above it: {found[1][1]}, got {value:g}"
+        )
+    wider = f"; a width of {width + 1} has {found[width + 1][1]}" if width + 1 in found else ""
+    return width, f"width: auto is {width}, target {name} {value:g}: {found[width][1]}{wider}"
+
+
+def _counted(
+    name: str, model: nn.Module, teacher: nn.Module, one: measure.OneInput, value: float
+) -> tuple[float, str]:
+    """A count in the target's unit, and in words."""
+    ours, theirs = (
+        measure.macs_of_one(each, one) if name == "macs" else measure.parameters(each)
+        for each in (model, teacher)
+    )
+    words = f"{ours:,} {'MACs' if name == 'macs' else name}, {ours / theirs:.3g} of the teacher's"
+    return ours / theirs if value <= 1 else float(ours), words
+
+
+def _timed(
+    name: str, model: nn.Module, teacher: nn.Module, one: measure.OneInput, value: float
+) -> tuple[float, str]:
+    """A time in the target's unit, and in words with its spread."""
+    del value
+    both = {"student": model, "teacher": teacher}
+    times = measure.latency({role: (each, measure.random_input(each, one)) for role, each in both.items()})
+    ours, theirs = times["student"], times["teacher"].median_ms
+    spread = f"10th to 90th percentile {ours.low_ms:.3g} to {ours.high_ms:.3g}, {ours.runs} passes"
+    words = (
+        f"{ours.median_ms:.3g} ms ({spread}), {ours.median_ms / theirs:.3g} of the teacher's {theirs:.3g} ms"
+    )
+    return ours.median_ms / theirs if name == "latency" else ours.median_ms, words
 
 
 def _layers(network: StyleGenerator) -> list[Layer]:
