@@ -91,6 +91,7 @@ def test_a_student_of_a_gan_beside_a_game_of_its_own(place: Path) -> None:
     page = (place / "run" / "report.html").read_text()
     assert page.count('class="sheet"') == 7
     assert "Down and to the left is better" in page
+    assert "KID of the teacher" in page
     arms = [
         load_file(place / f"run/checkpoints/{arm}-0/discriminator.safetensors")
         for arm in ("control", "student")

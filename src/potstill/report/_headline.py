@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 
+from potstill.quality import SCALELESS
 from potstill.report._format import (
     bytes_text,
     compact,
@@ -95,6 +96,8 @@ def _facts(material: Material) -> str:
     metric = escape(material.metric_name)
     if material.shares:
         facts.append((percent(kept, 1), f"of the teacher's {metric} kept"))
+    elif material.metric in SCALELESS:  # near 0 a ratio says nothing
+        facts.append((material.written(material.score("teacher")), f"{metric} of the teacher"))
     elif material.content.pictures:  # a teacher may be the reference itself, at no error
         facts.append((f"{student['ssim']:.3f}", "structural similarity"))
     else:
