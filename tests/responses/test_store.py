@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch.nn import Linear
 
+from potstill.data.prompts import Prompt
 from potstill.errors import UserError
-from potstill.responses import Answer, ResponseStore, choose
+from potstill.responses import Answer, ResponsesConfig, ResponseStore, asking, choose
+from potstill.responses.asking import ask_network
 from potstill.responses.choice import verifier_of
 
 FACTS = {"teacher": "me", "seed": "0"}
@@ -72,3 +76,16 @@ def test_the_likeliest_of_those_that_are_kept(tmp_path: Path) -> None:
     assert keep("", "ab")
     with pytest.raises(UserError, match="keep: expected a function, got int"):
         verifier_of("mine.py:SIZE", [tmp_path])
+
+
+def test_memory_that_runs_out_names_the_setting_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(asking, "write", full)
+    prompt, store = Prompt("00", (1, 2), "why?"), ResponseStore(tmp_path, FACTS)
+    with pytest.raises(UserError, match=r"teacher\.responses\.batch_size: out of memory: lower it; CUDA"):
+        ask_network(Linear(1, 1), SimpleNamespace(eos_token_id=0), [prompt], ResponsesConfig(), store, print)
+    assert store.read() == {}

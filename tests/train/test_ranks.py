@@ -40,7 +40,9 @@ EQUAL: dict[str, dict[str, Any]] = {
     "accumulated": {"accumulate": 2, "batch_size": 4},
     "clipped": {"clip": 0.05},
     "averaged": {"ema": 0.5},
+    "unevenly counted": {"accumulate": 2, "batch_size": 8},
 }
+PREPARE = {"unevenly counted": parts.unevenly_counted}
 
 
 def config(**options: Any) -> TrainConfig:
@@ -72,7 +74,8 @@ def _one_of_two(rank: int, store: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     place, found = Path(folder), {}
     for name, options in EQUAL.items():
-        found[name] = outcome(*parts.train_small(place / name, config(**options)))
+        prepare = PREPARE.get(name, parts.in_float64)
+        found[name] = outcome(*parts.train_small(place / name, config(**options), prepare=prepare))
     seed_everything(1)
     found["noise"] = [torch.rand(()).item(), random.random(), float(np.random.rand())]
     # Only rank 1 is interrupted; dropout draws other numbers on each.
@@ -112,7 +115,8 @@ Both = tuple[Path, list[dict[str, Any]]]
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_processes_equal_one(tmp_path: Path, both: Both, name: str) -> None:
-    one = outcome(*parts.train_small(tmp_path, config(**EQUAL[name])))
+    prepare = PREPARE.get(name, parts.in_float64)
+    one = outcome(*parts.train_small(tmp_path, config(**EQUAL[name]), prepare=prepare))
     assert len(one["rows"]) == 5
     for found in both[1]:
         other = found[name]
