@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from potstill import methods
+from potstill import losses, methods
 from potstill.cli import app
 from potstill.config import from_mapping, load, shipped_recipes
 
@@ -115,6 +115,11 @@ def test_your_own_network_and_data_step_by_step(tmp_path: Path, monkeypatch: pyt
 def test_the_readme_shows_the_shipped_recipe() -> None:
     shown = [from_mapping(yaml.safe_load(text)) for page, text in blocks("yaml") if page == "README.md"]
     assert shown == [load("cifar10-resnet8")]
+
+
+def test_the_readme_counts_what_can_be_matched() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"**{len(losses.__all__)} things to match**" in readme
 
 
 def test_the_readmes_two_commands_are_makes_targets() -> None:
