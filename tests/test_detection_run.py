@@ -182,7 +182,7 @@ def test_detectors_with_a_sigmoid_for_each_class_are_taught(folder: Path, tmp_pa
     assert all(parameter.grad is not None for parameter in scheme.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "faster_rcnn"])
 def test_images_without_labels_teach_by_what_the_teacher_finds(
     folder: Path, taught: tuple[Path, Result], tmp_path: Path, kind: str
 ) -> None:
@@ -209,7 +209,7 @@ def test_images_without_labels_teach_by_what_the_teacher_finds(
     assert float(scheme(mixed).parts["labels"].total.detach()) > 0.0
 
 
-@pytest.mark.parametrize("kind", ["retinanet", "ssdlite", "faster_rcnn"])
+@pytest.mark.parametrize("kind", ["retinanet", "ssdlite", "fcos", "faster_rcnn"])
 def test_a_teacher_of_another_kind_teaches_by_its_final_boxes(
     folder: Path, taught: tuple[Path, Result], kind: str
 ) -> None:

@@ -48,6 +48,7 @@ LAYERS: list[set[str]] = [
     {"pairing"},
     {"terms"},
     {"layers"},
+    {"same_regions"},
     {"answered"},
     {"detected"},
     {"comparison", "fused"},

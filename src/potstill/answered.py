@@ -8,6 +8,7 @@ from torch import Tensor
 from potstill.batch import Signals
 from potstill.errors import UserError
 from potstill.losses.answered import apart
+from potstill.same_regions import overlaps, sides_of
 from potstill.terms import Term
 
 __all__ = ["of_answers", "of_class", "of_corners"]
@@ -24,8 +25,17 @@ def of_class(boxes: Tensor, labels: Tensor) -> Tensor:
     return boxes.gather(2, chosen[:, :, None, None].expand(-1, -1, 1, 4))[:, :, 0]
 
 
-def of_corners(term: Term, head: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+def of_corners(
+    term: Term, head: str, student: Signals, teacher: Signals, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Distance of the student's box from the teacher's in each region, of the class that the teacher sees.
+
+    Args:
+        term: Who asks.
+        head: ``rpn`` or ``box``.
+        student: A detector's raw answers.
+        teacher: The teacher's, of the same regions.
+        labels: What the labels say of them, ``(N, R)``; those below 0 do not count.
 
     Returns:
         Values ``(N, R)`` and where the teacher is confident.
@@ -34,8 +44,10 @@ def of_corners(term: Term, head: str, student: Signals, teacher: Signals) -> tup
         sure, chosen = teacher.taps[f"{head}.classes"].softmax(dim=-1)[..., 1:].max(dim=-1)
     else:
         sure, chosen = teacher.taps[f"{head}.scores"].sigmoid()[..., 1:].max(dim=-1)
-    pair = [of_class(each.taps[f"{head}.corners"], chosen + 1) / _sides(each) for each in (student, teacher)]
-    where = (student.taps[f"{head}.labels"] >= 0) & (sure >= term.options["confident"])
+    pair = [
+        of_class(each.taps[f"{head}.corners"], chosen + 1) / sides_of(each) for each in (student, teacher)
+    ]
+    where = (labels >= 0) & (sure >= term.options["confident"])
     return term.function(*pair, sureness=sure, where=where, **term.options), where
 
 
@@ -46,27 +58,26 @@ def of_answers(term: Term, head: str, student: Signals, teacher: Signals) -> tup
         Values ``(N, R)`` and which regions count: those that learn, and those that a box overlaps.
 
     Raises:
-        UserError: If the student has places instead of anchors, or the teacher no final boxes.
+        UserError: If the teacher has no final boxes.
     """
     answers = teacher.taps.get("answers")
     if answers is None:
         raise UserError(term.where, "needs a detector as teacher, and no cache")
-    if "points" in student.taps:
-        raise UserError(
-            term.where, "matches boxes with anchors or regions, and an FCOS student has places instead"
-        )
     exclusive = f"{head}.classes" in student.taps
     logits = student.taps[f"{head}.{'classes' if exclusive else 'scores'}"]
-    boxes, scores, labels = answers[..., :4] / _sides(teacher), answers[..., 4], answers[..., 5].long()
-    regions = student.taps[f"{head}.anchors"] / _sides(student)
-    overlap, at = (_overlaps(regions, boxes) * (labels > 0)[:, None]).max(dim=2)
-    hit = overlap >= OVERLAP
+    boxes, scores, labels = answers[..., :4] / sides_of(teacher), answers[..., 4], answers[..., 5].long()
+    regions = student.taps[f"{head}.anchors"] / sides_of(student)
+    if "points" in student.taps:
+        hit, at = _places(student, boxes * sides_of(student), labels > 0)
+    else:
+        overlap, at = (overlaps(regions, boxes) * (labels > 0)[:, None]).max(dim=2)
+        hit = overlap >= OVERLAP
     label = labels.gather(1, at).clamp(max=logits.shape[-1] - 1)  # of regions proposed: object or not
     score = scores.gather(1, at) * hit
     given = torch.zeros_like(logits).scatter(2, (label * hit)[..., None], score[..., None].to(logits))
     given = torch.cat([1.0 - score[..., None].to(logits), given[..., 1:]], dim=-1)
     theirs = boxes.gather(1, at[..., None].expand(-1, -1, 4))
-    ours = of_class(student.taps[f"{head}.corners"], label) / _sides(student)
+    ours = of_class(student.taps[f"{head}.corners"], label) / sides_of(student)
     distance = torch.where(hit, apart(ours, theirs.to(ours), "giou"), 0.0)
     options = {**term.options, "exclusive": exclusive}
     where = (student.taps[f"{head}.labels"] != -1) | (hit & (regions[..., 2] > regions[..., 0]))
@@ -76,15 +87,26 @@ def of_answers(term: Term, head: str, student: Signals, teacher: Signals) -> tup
     return values, where
 
 
-def _sides(signals: Signals) -> Tensor:
-    """Width, height, width and height of what the network saw, ``(4,)``."""
-    return signals.taps["size"].repeat(2)
+def _places(student: Signals, boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Which places of FCOS stand for a box, as it chooses them itself, and for which, both ``(N, R)``.
 
+    A place near a box's middle and inside it, on the level of the box's size; of several boxes the smallest.
 
-def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union, ``(N, R, n)``."""
-    first = torch.maximum(boxes[:, :, None, :2], others[:, None, :, :2])
-    last = torch.minimum(boxes[:, :, None, 2:], others[:, None, :, 2:])
-    shared = (last - first).clamp(min=0).prod(dim=-1)
-    areas = [(each[..., 2:] - each[..., :2]).prod(dim=-1) for each in (boxes, others)]
-    return shared / (areas[0][:, :, None] + areas[1][:, None] - shared).clamp(min=1e-12)
+    Args:
+        student: Its raw answers.
+        boxes: ``(N, n, 4)`` in its pixels.
+        there: Which of them there are, ``(N, n)``.
+    """
+    anchors, radius = student.taps["box.anchors"], student.taps["points"]
+    stride = (anchors[..., 2] - anchors[..., 0])[:, :, None]  # (N, R, 1)
+    middle = ((anchors[..., :2] + anchors[..., 2:]) / 2)[:, :, None]  # (N, R, 1, 2)
+    first, last = boxes[:, None, :, :2], boxes[:, None, :, 2:]
+    near = (middle - (first + last) / 2).abs().amax(dim=-1) < radius * stride
+    sides = torch.cat([middle - first, last - middle], dim=-1)  # (N, R, n, 4)
+    reach = sides.amax(dim=-1)
+    low = torch.where(stride == stride.amin(), 0.0, 4 * stride)
+    high = torch.where(stride == stride.amax(), torch.inf, 8 * stride)
+    stands = near & (sides.amin(dim=-1) > 0) & (reach > low) & (reach < high) & there[:, None]
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)[:, None].expand(stands.shape)
+    at = area.masked_fill(~stands, torch.inf).argmin(dim=2)
+    return stands.any(dim=2), at

@@ -13,12 +13,15 @@ from potstill.errors import UserError
 from potstill.layers import PlannedPair
 from potstill.losses.reduce import mean_over_rows
 from potstill.losses.regions import inside_boxes, region_weights
+from potstill.same_regions import same_regions
 from potstill.terms import Term
 
 __all__ = ["HEADED", "by_region", "of_heads", "shown_boxes"]
 
 HEADED = ("classes", "scores", "boxes", "corners", "response")
 HEADS = ("rpn", "box")
+IGNORED = -1
+"""Label of a region that counts in no loss."""
 CONFIDENT = 0.5
 """Score from which a teacher's box shows a region."""
 
@@ -76,14 +79,18 @@ def _of_regions(term: Term, head: str, student: Signals, teacher: Signals) -> tu
     name = f"{head}.{term.signal}"
     if name not in teacher.taps:
         raise UserError(
-            term.where, f"the teacher has no {name}: its head is of another kind than the student's"
+            term.where,
+            f"the teacher has no {name}: its head is of another kind than the student's; response takes a "
+            "teacher of any kind",
         )
     labels = student.taps[f"{head}.labels"]
-    ours, theirs = student.taps[name], teacher.taps[name]
-    _check_regions(term, head, student, teacher)
-    where, target = labels >= 0, labels
+    teacher, there = same_regions(term, head, student, teacher)
+    if there is not None:  # of the others the teacher says nothing
+        labels = torch.where(there, labels, IGNORED)
     if term.signal == "corners":
-        return of_corners(term, head, student, teacher)
+        return of_corners(term, head, student, teacher, labels)
+    ours, theirs = student.taps[name], teacher.taps[name]
+    where, target = labels >= 0, labels
     if term.signal == "boxes":
         where, target = labels > 0, student.taps[f"{head}.deltas"]
         ours, theirs = of_class(ours, labels), of_class(theirs, labels)
@@ -128,20 +135,6 @@ def by_region(
     over = 1 if term.spec.combine == "sum" else len(pairs)
     near, total = torch.stack(inside).sum() / over, torch.stack(whole).sum() / over
     return {"objects": near, "background": total - near}
-
-
-def _check_regions(term: Term, head: str, student: Signals, teacher: Signals) -> None:
-    """Both were scored on the same regions: as many, and, where they are anchors, at the same places."""
-    ours, theirs = student.taps[f"{head}.anchors"], teacher.taps[f"{head}.anchors"]
-    why = "terms on classes, scores and boxes need the same anchors (strides, sizes, ratios) in both networks"
-    if ours.shape != theirs.shape:
-        raise UserError(
-            term.where,
-            f"the student has {ours.shape[1]} {head} regions, the teacher {theirs.shape[1]}; {why}",
-        )
-    shares = ours[0] / student.taps["size"].repeat(2), theirs[0] / teacher.taps["size"].repeat(2)
-    if shares[0].numel() and float((shares[0] - shares[1]).abs().max()) > 0.02:
-        raise UserError(term.where, f"{head} regions of student and teacher lie at other places; {why}")
 
 
 def shown_boxes(term: Term, teacher: Signals, batch: Batch) -> Tensor | None:

@@ -181,6 +181,17 @@ def test_boxes_that_do_not_lie_in_their_image_are_told(shapes: Path, change: Any
     [
         (add(bbox=[3, float("nan"), 9, 9]), r"annotation 900: expected four finite numbers"),
         (add(bbox=[3, 9, 9]), r"annotation 900: expected four finite numbers"),
+        (add(bbox=["a", 1, 9, 9]), r"annotation 900: expected four finite numbers"),
+        (add(bbox=None), r"annotation 900: expected four finite numbers"),
+        (add(image_id=[1]), r"annotation 900: is of image \[1\]"),
+        (
+            lambda raw: raw["images"][0].update(split="odd"),
+            r"image 1: has split 'odd', expected one of train",
+        ),
+        (lambda raw: raw["images"][0].update(file_name=None), r"image 1: expected a file_name"),
+        (lambda raw: raw["images"][0].update(width=0), r"image 1: expected height and width in pixels"),
+        (lambda raw: raw["categories"][0].update(name="disc"), r"categories: the name 'disc' occurs twice"),
+        (lambda raw: raw.update(images=[3]), r"images: expected an id in each, got 3"),
         (add(category_id=4), r"annotation 900: has category 4; known are \[3, 7\]"),
         (add(image_id=77), r"annotation 900: is of image 77"),
         (add(id=1), r"the id 1 occurs twice"),
@@ -209,6 +220,12 @@ def test_images_without_annotations_are_background(shapes: Path) -> None:
 def test_an_image_that_cannot_be_read_is_named(shapes: Path) -> None:
     (shapes.parent / "3.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"3\.png: cannot be read as an image"):
+        read(shapes).train.__getitems__([2])
+
+
+def test_an_image_of_another_size_than_its_labels_say_is_named(shapes: Path) -> None:
+    changed(shapes, lambda raw: raw["images"][2].update(width=640, height=480))
+    with pytest.raises(UserError, match=r"3\.png: is 64 high and 64 wide, its labels say 480 high and 640"):
         read(shapes).train.__getitems__([2])
 
 

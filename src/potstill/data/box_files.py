@@ -94,29 +94,36 @@ def read_coco(annotations: Path, images: Path, where: str = "data.path") -> Part
     """
     raw = _json(annotations, where)
     categories = _by_id(raw["categories"], f"{annotations}: categories")
-    names = tuple(str(categories[number].get("name", number)) for number in sorted(categories))
-    label = {number: place for place, number in enumerate(sorted(categories))}
+    names = tuple(str(each.get("name", number)) for number, each in categories.items())
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{annotations}: categories", f"the name {name!r} occurs twice")
+    label = {number: place for place, number in enumerate(categories)}
     entries = _by_id(raw["images"], f"{annotations}: images")
     if not entries:
         raise UserError(where, f"{annotations} lists no image")
+    sizes = {number: _sides(entry, f"{annotations}: image {number}") for number, entry in entries.items()}
     left, boxes = LeftOut(), dict[int, list[Box]]()
     for number, note in _by_id(raw["annotations"], f"{annotations}: annotations").items():
         at = f"{annotations}: annotation {number}"
-        if note.get("image_id") not in entries:
+        if not _listed(note.get("image_id"), entries):
             raise UserError(at, f"is of image {note.get('image_id')!r}, which is not listed")
-        if note.get("category_id") not in label:
-            raise UserError(at, f"has category {note.get('category_id')!r}; known are {sorted(label)}")
-        x, y, width, height = [*map(float, note.get("bbox", ())), *[math.nan] * 4][:4]
-        entry = entries[note["image_id"]]
-        corners = left.cornered((x, y, x + width, y + height), _sides(entry), at)
+        if not _listed(note.get("category_id"), label):
+            raise UserError(at, f"has category {note.get('category_id')!r}; known are {list(label)}")
+        x, y, width, height = _numbers(note.get("bbox"), at)
+        corners = left.cornered((x, y, x + width, y + height), sizes[note["image_id"]], at)
         if corners is not None:
             box = Box(corners, label[note["category_id"]], bool(note.get("iscrowd", 0)))
             boxes.setdefault(note["image_id"], []).append(box)
     parts: dict[str, list[Annotated]] = {}
-    for number, entry in sorted(entries.items()):
-        part = PARTS.get(str(entry.get("split", "train")), str(entry.get("split")))
-        image = Annotated(images / str(entry["file_name"]), tuple(boxes.get(number, ())), _sides(entry))
-        parts.setdefault(part, []).append(image)
+    for number, entry in entries.items():
+        at, split = f"{annotations}: image {number}", entry.get("split", "train")
+        if split not in PARTS:
+            raise UserError(at, f"has split {split!r}, expected one of {', '.join(PARTS)}")
+        if not isinstance(entry.get("file_name"), str):
+            raise UserError(at, f"expected a file_name, got {entry.get('file_name')!r}")
+        image = Annotated(images / entry["file_name"], tuple(boxes.get(number, ())), sizes[number])
+        parts.setdefault(PARTS[split], []).append(image)
     return Parts(parts, names, left.notes())
 
 
@@ -135,18 +142,36 @@ def _json(path: Path, where: str) -> dict[str, Any]:
 
 def _by_id(rows: Sequence[Mapping[str, Any]], where: str) -> dict[int, Mapping[str, Any]]:
     found: dict[int, Mapping[str, Any]] = {}
+    if not isinstance(rows, list):
+        raise UserError(where, f"expected a list, got {type(rows).__name__}")
     for row in rows:
-        if "id" not in row:
-            raise UserError(where, f"expected an id in each, got {dict(row)}")
+        if not isinstance(row, Mapping) or not isinstance(row.get("id"), int | str):
+            raise UserError(where, f"expected an id in each, got {row!r}")
         if row["id"] in found:
             raise UserError(where, f"the id {row['id']} occurs twice")
         found[row["id"]] = row
-    return found
+    return dict(sorted(found.items(), key=lambda each: (isinstance(each[0], str), each[0])))
 
 
-def _sides(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+def _listed(number: Any, table: Mapping[int, Any]) -> bool:
+    return isinstance(number, int | str) and number in table
+
+
+def _numbers(box: Any, where: str) -> tuple[float, ...]:
+    try:
+        x, y, width, height = (float(each) for each in box)
+    except (TypeError, ValueError) as error:
+        raise UserError(where, f"expected four finite numbers as a box, got {box!r}") from error
+    return x, y, width, height
+
+
+def _sides(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     both = entry.get("height"), entry.get("width")
-    return (int(both[0]), int(both[1])) if both[0] and both[1] else None
+    if None in both:
+        return None
+    if not all(isinstance(each, int | float) and each >= 1 for each in both):
+        raise UserError(where, f"expected height and width in pixels, got {both[0]!r} and {both[1]!r}")
+    return int(both[0]), int(both[1])  # type: ignore[arg-type]
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -113,19 +113,24 @@ class BoxSet(SampleSet):
     def _read(self, position: int) -> tuple[Tensor, float]:
         if position in self._kept:
             return self._kept[position]
-        found = self._decoded(self.annotated[position].path)
+        found = self._decoded(self.annotated[position])
         if (len(self._kept) + 1) * found[0].numel() <= KEPT_BYTES:
             self._kept[position] = found
         return found
 
-    def _decoded(self, path: Path) -> tuple[Tensor, float]:
+    def _decoded(self, asked: AnnotatedImage) -> tuple[Tensor, float]:
         from PIL import Image
 
         try:
-            with Image.open(path) as file:
+            with Image.open(asked.path) as file:
                 image = file.convert("RGB")
         except (OSError, ValueError) as error:
-            raise UserError(str(path), f"cannot be read as an image: {error}") from error
+            raise UserError(str(asked.path), f"cannot be read as an image: {error}") from error
+        if asked.size not in (None, (image.height, image.width)):
+            told = "{} high and {} wide".format(*asked.size or ())
+            raise UserError(
+                str(asked.path), f"is {image.height} high and {image.width} wide, its labels say {told}"
+            )
         height, width = self.size
         scale = min(height / image.height, width / image.width)
         inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)

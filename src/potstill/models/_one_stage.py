@@ -62,7 +62,9 @@ def signals(
         "box.corners": _corners(model, raw["bbox_regression"], anchors),
     }
     if hasattr(model, "center_sampling_radius"):
-        taps["points"] = taps["size"]  # its anchors are places, and overlap no box
+        taps["points"] = images.new_tensor(float(model.center_sampling_radius))  # its anchors are places
+    elif hasattr(model.box_coder, "weights"):
+        taps["box.coding"] = images.new_tensor(model.box_coder.weights)
     if answering:
         with torch.no_grad():
             taps["answers"] = answers(model, images, raw, anchors, rows)

@@ -63,6 +63,7 @@ def signals(
     logits, boxes = logits.float(), boxes.float().view(len(boxes), -1, 4)
     taps["box.classes"] = padded(list(logits.split(counts)), 0)
     taps["box.boxes"] = padded(list(boxes.split(counts)), 0)
+    taps["box.coding"] = images.new_tensor(model.roi_heads.box_coder.weights)
     corners = model.roi_heads.box_coder.decode(boxes.flatten(1), regions).view(boxes.shape)
     taps["box.corners"] = padded(list(corners.split(counts)), 0)
     if answering:
@@ -92,6 +93,7 @@ def _regions(
         "rpn.classes": torch.stack([torch.zeros_like(rows), rows], dim=-1),
         "rpn.boxes": boxes,
         "rpn.anchors": torch.stack(anchors),
+        "rpn.coding": deltas.new_tensor(rpn.box_coder.weights),
         "rpn.corners": rpn.box_coder.decode(deltas, anchors).view(count, -1, 4),
     }
     if not propose:

@@ -35,6 +35,7 @@ class Detector(nn.Module):
         HEAD.scores  (N, R, C)  logits of a sigmoid each
         HEAD.boxes   (N, R, 4) or, one for each class, (N, R, C, 4)
         HEAD.anchors (N, R, 4)  what boxes are deltas of, in pixels
+        HEAD.coding  (4,)       how deltas are weighed; where it lacks, boxes are distances from a place
         HEAD.corners            the boxes themselves, in pixels, as many as HEAD.boxes
         HEAD.labels  (N, R)     what the labels say of each row (0 background, -1 not asked,
                                 -2 asked where nothing is known)
