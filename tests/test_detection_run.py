@@ -266,6 +266,27 @@ def test_classes_of_the_teacher_are_matched_by_name(
         load_experiment(from_mapping(given), [folder])
 
 
+def test_detectors_of_torchvision_and_of_users_know_the_datas_classes(folder: Path, tmp_path: Path) -> None:
+    """torchvision counts the background among the classes; a function of the user's may have forgotten it."""
+    name = "torchvision:ssdlite320_mobilenet_v3_large"
+    raw: dict[str, Any] = {"task": "detection", "data": DATA, "scheme": "labels", "train": TRAIN}
+    raw["student"] = {"model": name, "arguments": {"weights_backbone": None}}
+    experiment = load_experiment(from_mapping(raw), [folder])
+    scheme = experiment.scheme("student", 0)
+    loader, prepare = experiment.training(0)
+    step = scheme(prepare(*next(iter(loader.epoch(0))), 0))
+    assert step.output.taps["box.classes"].shape[-1] == 3
+    assert float(step.loss.detach()) > 0
+    (tmp_path / "mine.py").write_text(
+        "from torchvision.models.detection import ssdlite320_mobilenet_v3_large\n"
+        "def network(num_classes):\n"
+        "    return ssdlite320_mobilenet_v3_large(weights_backbone=None, num_classes=num_classes)\n"
+    )
+    raw["student"] = {"model": "mine.py:network"}
+    with pytest.raises(UserError, match=r"student\.model: its heads tell 2 classes; expected 3"):
+        load_experiment(from_mapping(raw), [tmp_path, folder])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

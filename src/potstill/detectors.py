@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from potstill.batch import Signals
 from potstill.config import DetectionRecipe
-from potstill.data.boxes import load_boxes
+from potstill.data.boxes import LEAST_SIDE, load_boxes
 from potstill.errors import UserError
 from potstill.materials import Material, made
 from potstill.models.detector import Detector
@@ -36,8 +37,11 @@ def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
     names = splits.train.class_names
 
     def make(config: ModelConfig, where: str, classes: Sequence[str] = names) -> nn.Module:
-        network = made(config, search, where, num_classes=len(classes), folders=search)
-        return network if isinstance(network, Detector) else Detector(network)
+        count = len(classes) + config.model.startswith("torchvision:")  # which counts the background too
+        network = made(config, search, where, num_classes=count, folders=search)
+        if isinstance(network, Detector):
+            return network
+        return _heads_checked(Detector(network), len(classes), recipe.data.size, where)
 
     config = recipe.teacher
     own = names if config is None else _own_classes(config, names, search)
@@ -61,6 +65,28 @@ def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
             for place, config in enumerate(others_of(recipe.scheme))
         ),
     )
+
+
+@torch.no_grad()
+def _heads_checked(network: Detector, classes: int, size: tuple[int, int], where: str) -> Detector:
+    """A detector of the user's, once its heads were seen to know the data's classes.
+
+    Raises:
+        UserError: If they know others.
+    """
+    region = torch.tensor([[[0.0, 0.0, LEAST_SIDE, LEAST_SIDE]]])
+    training = network.training
+    said = network.eval()(torch.zeros(1, 3, *size), proposals=region)
+    network.train(training)
+    assert isinstance(said, Signals), "a detector that is asked about regions tells of its heads"
+    known = said.output.shape[-1]
+    if known != classes + 1:
+        raise UserError(
+            f"{where}.model",
+            f"its heads tell {known} classes; expected {classes + 1}, the data's {classes} and, at 0, the "
+            "background (num_classes, where a function of yours takes it, is without)",
+        )
+    return network
 
 
 def _check(recipe: DetectionRecipe) -> None:

@@ -20,7 +20,7 @@ from potstill.terms import Term, TermConfig
 from tests.shapes import tiny
 
 pytest.importorskip("torchvision")
-KINDS = ("faster_rcnn", "retinanet", "fcos", "ssdlite")
+KINDS = ("faster_rcnn", "retinanet", "fcos", "ssdlite", "ssd")
 BOXES = torch.tensor(
     [[[5.0, 5, 30, 34], [30, 10, 60, 50]], [[8, 20, 40, 44], [0, 0, 0, 0]], [[0] * 4, [0] * 4]]
 )
@@ -84,7 +84,7 @@ class _All:
         ]
 
 
-@pytest.mark.parametrize("kind", ["retinanet", "ssdlite", "fcos"])
+@pytest.mark.parametrize("kind", ["retinanet", "ssdlite", "ssd", "fcos"])
 def test_the_loss_is_torchvisions(kind: str) -> None:
     """Of one image, asked through torchvision's own training pass at the image's own size."""
     detector = made(kind)
@@ -92,7 +92,7 @@ def test_the_loss_is_torchvisions(kind: str) -> None:
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    size = {"size_divisible": 1} if kind != "ssdlite" else {}
+    size = {"size_divisible": 1} if not kind.startswith("ssd") else {}
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     model.transform = GeneralizedRCNNTransform(64, 64, [0.0] * 3, [1.0] * 3, **size)
@@ -206,12 +206,34 @@ def test_terms_that_do_not_fit_the_heads_are_named() -> None:
         of_heads(Term("weighted_classes", TermConfig(loss="weighted_classes")), ours, theirs)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "shufflenet_v2_x0_5", "efficientnet_b0", "timm:resnet10t"])
+BACKBONES = [
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
+    "timm:resnet10t",
+    "timm:mobilenetv3_small_050",
+]
+
+
+@pytest.mark.parametrize("backbone", [*BACKBONES, "swin_t", "timm:rexnet_100"])
 def test_a_pyramid_stands_on_any_backbone(backbone: str) -> None:
     if backbone.startswith("timm"):
         pytest.importorskip("timm")
-    levels = Pyramid(backbone, (8, 16, 32), 8)(torch.zeros(1, 3, 64, 96))
+    levels = Pyramid(backbone, (8, 16, 32), 8).eval()(torch.zeros(1, 3, 64, 96))
     assert [tuple(each.shape[1:]) for each in levels.values()] == [(8, 8, 12), (8, 4, 6), (8, 2, 3)]
+
+
+def test_levels_are_what_timms_own_network_gives() -> None:
+    """Also where stages are more than their children: GhostNet has an activation between them."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    levels = Pyramid("timm:ghostnet_050", (8, 16, 32), 8).eval()
+    torch.manual_seed(0)
+    whole, images = timm.create_model("ghostnet_050").eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted = whole.forward_intermediates(images, intermediates_only=True)[-3:]
+        for given, each in zip(levels.stages(images), wanted, strict=True):
+            torch.testing.assert_close(given, each)
 
 
 def test_backbones_that_are_none_are_named() -> None:
@@ -219,6 +241,12 @@ def test_backbones_that_are_none_are_named() -> None:
         Pyramid("resnet81", (8,), 8)
     with pytest.raises(UserError, match=r"arguments\.strides: mobilenet_v2 has .*got \[7\]"):
         Pyramid("mobilenet_v2", (7,), 8)
+    with pytest.raises(UserError, match=r"arguments\.strides: expected the finest first"):
+        Pyramid("mobilenet_v2", (16, 8), 8)
+    with pytest.raises(
+        UserError, match=r"arguments\.backbone: vit_b_16 gives no maps|arguments\.strides: vit"
+    ):
+        Pyramid("vit_b_16", (8, 16), 8)
     with pytest.raises(UserError, match=r"arguments\.weights: no file 'gone\.pth'"):
         Pyramid("mobilenet_v2", (8,), 8, weights="gone.pth")
     with pytest.raises(UserError, match="expected a detector as torchvision's"):

@@ -20,7 +20,7 @@ from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.specs import find
 
-__all__ = ["BoxConfig", "BoxSet", "load_boxes"]
+__all__ = ["LEAST_SIDE", "BoxConfig", "BoxSet", "load_boxes"]
 
 LEAST_SIDE = 16
 UNKNOWN = -1

@@ -1,7 +1,7 @@
 """Detectors from a recipe: torchvision's heads on a pyramid over any backbone of torchvision or timm.
 
-``potstill.models.detectors:faster_rcnn`` (two stages), ``:retinanet``, ``:fcos`` and ``:ssdlite`` (one stage)
-take the same arguments: a backbone, the strides of the pyramid and its channels.
+``potstill.models.detectors:faster_rcnn`` (two stages), ``:retinanet``, ``:fcos`` and ``:ssd`` or
+``:ssdlite`` (one stage) take the same arguments: a backbone, the strides of the pyramid and its channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from potstill.errors import UserError
 from potstill.models.detector import Detector
 from potstill.models.pyramid import Pyramid
 
-__all__ = ["faster_rcnn", "fcos", "retinanet", "ssdlite"]
+__all__ = ["faster_rcnn", "fcos", "retinanet", "ssd", "ssdlite"]
 
 STRIDES = (8, 16, 32)
 ASPECTS = (0.5, 1.0, 2.0)
@@ -138,18 +138,19 @@ def fcos(
     return Detector(FCOS(body, num_classes + 1, anchor_generator=generator, detections_per_img=100))
 
 
-def ssdlite(
+def ssd(
     num_classes: int,
     backbone: str = "mobilenet_v2",
     *,
     strides: Sequence[int] = (16, 32),
     channels: int = 128,
     scales: Sequence[float] | None = None,
+    separable: bool = False,
     weights: str | None = None,
     arguments: dict[str, Any] | None = None,
     folders: Sequence[Path] = (),
 ) -> Detector:
-    """SSDLite, with separable heads, on a pyramid; arguments as of :func:`faster_rcnn`.
+    """SSD on a pyramid; arguments as of :func:`faster_rcnn`.
 
     Args:
         num_classes: Number of classes of objects.
@@ -157,23 +158,34 @@ def ssdlite(
         strides: Of the pyramid's levels.
         channels: Of the pyramid.
         scales: Side of the boxes of each level as a share of the image's, and one more.
+        separable: Depth-wise separable convolutions in the head, as SSDLite has.
         weights: Of the backbone, as for :class:`Pyramid`.
         arguments: Of the backbone.
         folders: Where weights are looked up.
 
     Reference:
-        Sandler and others, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018,
-        https://arxiv.org/abs/1801.04381
+        Liu and others, "SSD: Single Shot MultiBox Detector", 2015, https://arxiv.org/abs/1512.02325
     """
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-    from torchvision.models.detection.ssd import SSD
+    from torchvision.models.detection.ssd import SSD, SSDHead
     from torchvision.models.detection.ssdlite import SSDLiteHead
 
     body = Pyramid(backbone, strides, channels, weights=weights, arguments=arguments, folders=folders)
     generator = DefaultBoxGenerator([[2]] * len(strides), scales=None if scales is None else list(scales))
-    head = SSDLiteHead(
-        [channels] * len(strides), generator.num_anchors_per_location(), num_classes + 1, nn.BatchNorm2d
-    )
+    given = [channels] * len(strides), generator.num_anchors_per_location(), num_classes + 1
+    head = SSDLiteHead(*given, nn.BatchNorm2d) if separable else SSDHead(*given)
     size = (PROBE, PROBE)  # its own resizing is never used
     made = SSD(body, generator, size, num_classes + 1, head=head, detections_per_img=100, score_thresh=0.05)
     return Detector(made)
+
+
+def ssdlite(
+    num_classes: int, backbone: str = "mobilenet_v2", *, folders: Sequence[Path] = (), **arguments: Any
+) -> Detector:
+    """SSDLite: :func:`ssd` with a separable head.
+
+    Reference:
+        Sandler and others, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018,
+        https://arxiv.org/abs/1801.04381
+    """
+    return ssd(num_classes, backbone, separable=True, folders=folders, **arguments)

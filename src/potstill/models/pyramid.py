@@ -8,16 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError, nearest
+from potstill.models.trunk import trunk_of
 from potstill.models.weights import load_weights
 
 __all__ = ["Pyramid"]
-
-PROBE = 128
-"""Side of the image with which a backbone's strides are found."""
 
 
 class Pyramid(nn.Module):
@@ -56,24 +53,21 @@ class Pyramid(nn.Module):
         whole = _backbone(backbone, dict(arguments or {}))
         if weights is not None:
             load_weights(whole, _file(weights, folders), "arguments.weights")
-        self.stages = nn.ModuleList(whole.children()) if isinstance(whole, nn.Sequential) else _stages(whole)
-        found = _by_stride(self.stages)
+        self.stages, found = trunk_of(whole, (arguments or {}).get("img_size"), backbone)
         absent = [stride for stride in strides if stride not in found]
         if absent:
             raise UserError("arguments.strides", f"{backbone} has {sorted(found)}, got {list(strides)}")
-        self.kept = {found[stride][0]: str(place) for place, stride in enumerate(strides)}
-        self.stages = self.stages[: max(self.kept) + 1]
+        if sorted(strides) != list(strides):
+            raise UserError("arguments.strides", f"expected the finest first, got {list(strides)}")
+        self.stages.keep([found[stride][0] for stride in strides])
         self.fpn = FeaturePyramidNetwork([found[stride][1] for stride in strides], channels)
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Levels by name, from the finest, ``(N, channels, H / stride, W / stride)``."""
-        found: OrderedDict[str, Tensor] = OrderedDict()
-        for place, stage in enumerate(self.stages):
-            images = stage(images)
-            if place in self.kept:
-                found[self.kept[place]] = images
-        levels: OrderedDict[str, Tensor] = self.fpn(found)
+        maps = self.stages(images)
+        named = OrderedDict((str(place), each) for place, each in enumerate(maps))
+        levels: OrderedDict[str, Tensor] = self.fpn(named)
         return levels
 
 
@@ -95,44 +89,11 @@ def _backbone(name: str, arguments: dict[str, Any]) -> nn.Module:
         made = models.get_model(name, **arguments)
     except ImportError as error:
         raise UserError("arguments.backbone", "needs pip install 'potstill[vision]'") from error
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError("arguments.backbone", f"cannot make {name!r}: {error}") from error
     return made
-
-
-def _stages(whole: nn.Module) -> nn.ModuleList:
-    """The network's children in order, those of its trunk one by one."""
-    for trunk in ("features", "layers"):
-        inner = getattr(whole, trunk, None)
-        if isinstance(inner, nn.Sequential):
-            return nn.ModuleList(inner.children())
-    stages: list[nn.Module] = []
-    for child in whole.children():
-        parts = list(child.children()) if isinstance(child, nn.Sequential) else [child]
-        stages += parts
-    return nn.ModuleList(stages)
-
-
-@torch.no_grad()
-def _by_stride(stages: nn.ModuleList) -> dict[int, tuple[int, int]]:
-    """For each stride the last stage that has it, and its channels."""
-    found: dict[int, tuple[int, int]] = {}
-    images = torch.zeros(1, 3, PROBE, PROBE)
-    modes = [(module, module.training) for module in stages.modules()]
-    stages.eval()
-    for place, stage in enumerate(stages):
-        try:
-            images = stage(images)
-        except (RuntimeError, TypeError, ValueError):
-            break  # a classifier's end, which takes vectors
-        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[2] < 2:
-            break
-        found[PROBE // images.shape[2]] = (place, int(images.shape[1]))
-    for module, training in modes:
-        module.training = training
-    return found
 
 
 def _file(name: str, folders: Sequence[Path]) -> Path:
