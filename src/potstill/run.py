@@ -14,7 +14,7 @@ from potstill import distributed, environment
 from potstill.answering import answer_prompts, answers_first
 from potstill.assembly import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
-from potstill.config import load
+from potstill.config import Recipe, load
 from potstill.correction import correct_teacher, corrects
 from potstill.drawings import drawn, sheets
 from potstill.early_exits import decide, prospect
@@ -125,21 +125,10 @@ def run(
     Raises:
         UserError: For anything wrong with the recipe, the data, the models or the folder.
     """
-    if only not in (None, "cache", "responses", "importance"):
-        raise UserError("--only", f"expected cache, responses or importance, got {only!r}")
     distributed.start()
     say: Echo = echo if distributed.is_main() else _silent
     loaded = load(recipe, overrides)
-    if only == "cache" and (loaded.teacher is None or loaded.teacher.cache is None):
-        raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
-    if only == "importance" and loaded.prune is None:
-        raise UserError("prune", "missing; there is nothing for --only importance to score")
-    if only == "importance" and loaded.prune is not None and loaded.prune.target is None:
-        raise UserError("prune.target", "missing; --only importance scores the parts that it makes go")
-    if only == "responses" and not answers_first(loaded):
-        raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
-    if only in ("cache", "responses") and corrects(loaded):
-        raise UserError("--only", f"{only}: the teacher is corrected in a run first; leave --only out")
+    _check_step(only, loaded)
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
     if only is None and resume and folder.finished and folder.report.is_file():
         folder.check_same(loaded)
@@ -147,28 +136,53 @@ def run(
         return finished(folder)
     experiment = load_experiment(folder.settled(loaded) if resume else loaded, search_path(data))
     if dry:
-        for line in describe_plan(experiment, control=control and experiment.has_control):
-            say(line)
-        rounds = _rounds(experiment, folder, control=control, echo=say)
-        if rounds is not None:
-            say(rounds.check())
-        if folder.unclaimed and write_views(experiment, folder.views):
-            say(f"views: {folder.views}")
+        _show(experiment, folder, control=control, echo=say)
         return Result(folder.path, {})
-    if only == "cache":
-        reached = teacher_metric(experiment)
-        fill_cache(experiment, say)
-        _of_teacher(experiment, reached, say)
-        return Result(folder.path, {})
-    if only == "importance":
-        rounds = _rounds(experiment, folder, control=control, echo=say)
-        assert rounds is not None, "a recipe that prunes has rounds"
-        say(f"importance: {weigh(rounds.decider)}")
-        return Result(folder.path, {})
-    if only == "responses":
-        answer_prompts(experiment, say)
+    if only is not None:
+        _one_step(only, experiment, folder, echo=say)
         return Result(folder.path, {})
     return execute(experiment, folder, resume=resume, control=control, echo=say)
+
+
+def _check_step(only: str | None, recipe: Recipe) -> None:
+    """Refuse a step of which the recipe has nothing to do."""
+    if only not in (None, "cache", "responses", "importance"):
+        raise UserError("--only", f"expected cache, responses or importance, got {only!r}")
+    if only == "cache" and (recipe.teacher is None or recipe.teacher.cache is None):
+        raise UserError("teacher.cache", "missing; there is nothing for --only cache to fill")
+    if only == "importance" and recipe.prune is None:
+        raise UserError("prune", "missing; there is nothing for --only importance to score")
+    if only == "importance" and recipe.prune is not None and recipe.prune.target is None:
+        raise UserError("prune.target", "missing; --only importance scores the parts that it makes go")
+    if only == "responses" and not answers_first(recipe):
+        raise UserError("teacher.responses", "missing; there is nothing for --only responses to ask")
+    if only in ("cache", "responses") and corrects(recipe):
+        raise UserError("--only", f"{only}: the teacher is corrected in a run first; leave --only out")
+
+
+def _show(experiment: Experiment, folder: RunFolder, *, control: bool, echo: Echo) -> None:
+    """Plan, cost and views of a run that is not made."""
+    for line in describe_plan(experiment, control=control and experiment.has_control):
+        echo(line)
+    rounds = _rounds(experiment, folder, control=control, echo=echo)
+    if rounds is not None:
+        echo(rounds.check())
+    if folder.unclaimed and write_views(experiment, folder.views):
+        echo(f"views: {folder.views}")
+
+
+def _one_step(only: str, experiment: Experiment, folder: RunFolder, *, echo: Echo) -> None:
+    """What ``--only`` names, and nothing else."""
+    if only == "cache":
+        reached = teacher_metric(experiment)
+        fill_cache(experiment, echo)
+        _of_teacher(experiment, reached, echo)
+    elif only == "importance":
+        rounds = _rounds(experiment, folder, control=False, echo=echo)
+        assert rounds is not None, "a recipe that prunes has rounds"
+        echo(f"importance: {weigh(rounds.decider)}")
+    else:
+        answer_prompts(experiment, echo)
 
 
 def _silent(line: str) -> None:
