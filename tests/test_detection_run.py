@@ -234,6 +234,31 @@ def test_a_teacher_of_another_kind_teaches_by_its_final_boxes(
     assert min(values) < 0.9 * values[0]  # not the last: a step of AdamW on one batch may leap
 
 
+@pytest.mark.parametrize("scheme", ["mutual", {"kind": "born_again", "generations": 2}, "mean_teacher"])
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+def test_detectors_teach_each_other(folder: Path, scheme: Any, kind: str) -> None:
+    """Those of one stage by all terms; of two stages, whose regions are each its own, by maps and boxes."""
+    raw: dict[str, Any] = {"task": "detection", "data": DATA, "scheme": scheme, "train": TRAIN}
+    raw["student"] = tiny(kind)
+    raw["distill"] = {"region_hint": {"regions": "split", "layers": [LEVEL + "0"]}, "response": {}}
+    regions = {"weighted_scores": {}, "bounded_regression": {}}
+    raw["distill"] |= regions if kind == "retinanet" else {}
+    experiment = load_experiment(from_mapping(raw), [folder])
+    scheme_made = experiment.scheme("student", 0)
+    loader, prepare = experiment.training(0)
+    stage = scheme_made.stages[-1]
+    scheme_made.enter(stage.name)
+    step = scheme_made(prepare(*next(iter(loader.epoch(0))), 0), stage.phases[0])
+    step.loss.backward()
+    assert {name.rpartition(".")[2] for name in step.parts} == {"labels", *raw["distill"]}
+    assert all(bool(part.total.isfinite()) for part in step.parts.values())
+    assert any(float(part.total.detach()) > 0 for name, part in step.parts.items() if "hint" in name)
+    if kind == "faster_rcnn":
+        raw["distill"] = {"weighted_classes": {}}
+        with pytest.raises(UserError, match=r"weighted_classes: the student's regions are its own proposals"):
+            load_experiment(from_mapping(raw), [folder])
+
+
 def test_a_teacher_that_finds_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
     raw = recipe(tmp_path)
     raw["teacher"] = tiny()
@@ -291,7 +316,8 @@ def test_detectors_of_torchvision_and_of_users_know_the_datas_classes(folder: Pa
     ("change", "message"),
     [
         ({"augment": {"mixup": 0.2}}, r"augment\.mixup: mixes labels"),
-        ({"scheme": "mutual", "teacher": None}, r"scheme: mutual compares logits"),
+        ({"scheme": "deep_supervision", "teacher": None}, r"scheme: deep_supervision compares logits"),
+        ({"scheme": "mutual", "teacher": None, "distill": {}}, r"distill\.kl: compares logits"),
         (
             {"data": {**DATA, "test_with_validation": True}, "train": {**TRAIN, "select": "best"}},
             r"test_with_val",

@@ -25,6 +25,9 @@ from potstill.terms import Term, parse_terms
 
 __all__ = ["detectors"]
 
+SCHEMES = ("offline", "labels", "born_again", "mutual", "mean_teacher")
+"""Those whose terms may compare detectors."""
+
 
 def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
     """Load the data and networks of a recipe with ``task: detection``.
@@ -99,13 +102,15 @@ def _check(recipe: DetectionRecipe) -> None:
             "teacher.cache",
             "keeps one answer an image, and a detector answers by regions, maps and boxes; leave it out",
         )
-    if recipe.scheme.kind not in ("offline", "labels"):
+    if recipe.scheme.kind not in SCHEMES:
         raise UserError(
-            "scheme", f"{recipe.scheme.kind} compares logits (N, C), and a detector has none; say offline"
+            "scheme",
+            f"{recipe.scheme.kind} compares logits (N, C), and a detector has none; say one of "
+            f"{', '.join(SCHEMES)}",
         )
     _, configs = parse_terms(recipe.distill)
     for name, config in configs.items():
-        if Term(name, config).signal == "logits" and recipe.teacher is not None:
+        if Term(name, config).signal == "logits":
             raise UserError(
                 f"distill.{name}",
                 "compares logits (N, C), and a detector has regions: see weighted_classes (R-CNN, SSD) "

@@ -24,8 +24,13 @@ def found(model: Any, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
     """The boxes ``(N, 100, 6)`` that the detector's own choice leaves."""
     maps = OrderedDict((name, each.float()) for name, each in maps.items())  # its anchors' type
     images_listed = listed(images)
-    regions, _ = model.rpn(images_listed, maps)
-    boxes, _ = model.roi_heads(maps, regions, images_listed.image_sizes)
+    modes = model.rpn.training, model.roi_heads.training
+    model.rpn.training = model.roi_heads.training = False  # a peer that learns tells its boxes too
+    try:
+        regions, _ = model.rpn(images_listed, maps)
+        boxes, _ = model.roi_heads(maps, regions, images_listed.image_sizes)
+    finally:
+        model.rpn.training, model.roi_heads.training = modes
     return packed(boxes, images)
 
 

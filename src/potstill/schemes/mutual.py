@@ -72,6 +72,8 @@ class Mutual(nn.Module):
         if objective.needs_layers and example is None:
             raise UserError("example", "missing; terms that compare layers need a small batch to plan them")
         refuse_paraphrasers(objective)
+        for hear in filter(None, (getattr(peer, "asked", None) for peer in peers)):
+            hear(objective.terms.values())  # a detector answers what its terms ask for
         self.names = tuple(f"peer{number}" for number in range(1, len(peers) + 1))
         self.objective = objective
         self.over_peers = over_peers
