@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,8 +67,6 @@ def project(tiny: Any) -> Any:
     exec(NETS, scope)
     torch.manual_seed(0)
     model: nn.Module = scope["Residual"]()
-    import numpy as np
-
     images = torch.from_numpy(np.load(tiny.data / "train_images.npy")).float().div(255).unsqueeze(1)
     labels = torch.from_numpy(np.load(tiny.data / "train_labels.npy"))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -324,6 +323,17 @@ def test_a_round_that_is_not_there_is_named(project: Any, tmp_path: Path) -> Non
     go(project, tmp_path / "run", "train.steps=1", "prune.steps=1")
     with pytest.raises(UserError, match="round: expected one of 1, got 3"):
         load_student(tmp_path / "run", round_number=3)
+
+
+def test_scores_of_other_samples_are_others(project: Any, tmp_path: Path) -> None:
+    """Runs may share a folder of scores: they belong to what the data hold, not to how they are called."""
+    kept = f"prune.scores={tmp_path / 'scores'}"
+    for number in range(3):
+        go(project, tmp_path / str(number), kept, only="importance")
+        assert len(list((tmp_path / "scores").glob("*.safetensors"))) == 1 + number // 2
+        if number == 1:
+            path = project.data / "train_images.npy"
+            np.save(path, 255 - np.load(path))
 
 
 def test_calibration_losses_are_the_tasks(project: Any) -> None:

@@ -119,6 +119,7 @@ class Decider:
             "axes": ",".join(self.axes),
             "calibration": f"{config.calibration} of {len(self.experiment.splits.train)}",
             "data": str(self.experiment.recipe.data),
+            "samples": self.experiment.splits.train.fingerprint(),  # as tokens, of texts
         }
         kept = Path(config.scores) if config.scores else self.folder.importance
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from potstill.errors import UserError
 from potstill.models.cifar import resnet8
 from potstill.prune import Plan, find_structure, removed
-from potstill.prune.importance import UNIT_KINDS, block_scores, mean_loss, unit_scores
+from potstill.prune.importance import BLOCK_KINDS, UNIT_KINDS, block_scores, mean_loss, unit_scores
 from potstill.prune.settling import settled
 from potstill.prune.store import Scores, stored
 
@@ -143,6 +143,16 @@ def test_half_precision_does_not_overflow(kind: str) -> None:
         model.first.weight[0] = float("inf")
     with pytest.raises(UserError, match=r"prune\.importance: the \w+ scores of first are not finite"):
         unit_scores(model, [group], calibration(images), kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", BLOCK_KINDS)
+def test_blocks_without_a_finite_score_are_named(kind: str) -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(3)), nn.Linear(3, 2))
+    structure = find_structure(model, INPUTS[:2], ["layers"])
+    with torch.no_grad():
+        model[1][0].weight[0] = float("nan")
+    with pytest.raises(UserError, match=rf"prune\.layer_importance: the {kind} score of \d is not finite"):
+        block_scores(model, structure, calibration(INPUTS), kind)  # type: ignore[arg-type]
 
 
 def test_scoring_leaves_the_network_alone() -> None:

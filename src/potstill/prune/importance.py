@@ -7,6 +7,7 @@ stored in.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -191,16 +192,27 @@ def block_scores(
     leaves it, over channels, averaged over positions and samples; ``greedy`` is a rank: the block that costs
     the least loss goes first, then the others are tried again without it, and so on.
 
+    Raises:
+        UserError: If a score is not finite.
+
     Reference:
         Men and others, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect",
         2024, https://arxiv.org/abs/2403.03853
     """
     model = _ready(model)
     if kind == "influence":
-        return _influence(model, structure.blocks, losses)
-    if kind == "greedy":
-        return _greedy(model, structure, losses)
-    return {block: _loss_without(model, (block,), structure, losses) for block in structure.blocks}
+        found = _influence(model, structure.blocks, losses)
+    elif kind == "greedy":
+        found = _greedy(model, structure, losses)
+    else:
+        found = {block: _loss_without(model, (block,), structure, losses) for block in structure.blocks}
+    for block, score in found.items():
+        if not math.isfinite(score):
+            raise UserError(
+                "prune.layer_importance",
+                f"the {kind} score of {block} is not finite: the network overflows on the calibration data",
+            )
+    return found
 
 
 def _loss_without(model: nn.Module, blocks: Sequence[str], structure: Structure, losses: Losses) -> float:
@@ -212,6 +224,8 @@ def _greedy(model: nn.Module, structure: Structure, losses: Losses) -> dict[str,
     while len(gone) < len(structure.blocks):
         left = [block for block in structure.blocks if block not in gone]
         without = {block: _loss_without(model, (*gone, block), structure, losses) for block in left}
+        if not all(map(math.isfinite, without.values())):
+            return without  # ranks would hide it
         gone.append(min(left, key=without.__getitem__))
     return {block: float(rank) for rank, block in enumerate(gone)}
 
