@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from potstill import cells
 from potstill.assembly import load_experiment
 from potstill.config import from_mapping, parse_yaml
 from potstill.deploy.generator_export import export_generator
@@ -24,7 +22,7 @@ from potstill.models.generators import LatentGenerator
 from potstill.models.lenet import LeNet
 from potstill.resemblance import kernel_distance
 from potstill.run import load_student, run
-from potstill.train.observe import Many
+from tests.killing import killed_after
 
 GAN = """task: image_to_image
 data: {kind: arrays, path: digits, latent: 6}
@@ -141,30 +139,11 @@ def test_real_images_are_no_truth(place: Path) -> None:
     torch.testing.assert_close(batch.target, rows[0].float() / 255)
 
 
-class StoppedError(Exception):
-    """In place of a lost process."""
-
-
-class Killing(Many):
-    """Ends the training after a step."""
-
-    def advance(self, step: int) -> None:
-        if step == 3:
-            raise StoppedError
-
-
-def killed(train: Callable[..., Any], *parts: Any, observer: Any, folder: Path, **given: Any) -> Any:
-    observer = Many(observer, Killing()) if folder.name.startswith("student") else observer
-    return train(*parts, observer=observer, folder=folder, **given)
-
-
 def test_a_killed_game_goes_on_exactly(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (TEACHER, TERMS, "train.checkpoint_every=2", "train.ema=0.5", "train.steps=5")
     go(place, *options)
-    with monkeypatch.context() as patch:
-        patch.setattr(cells, "train", functools.partial(killed, cells.train))
-        with pytest.raises(StoppedError):
-            go(place, *options, out="cut", resume=True)
+    with killed_after(3, monkeypatch):
+        go(place, *options, out="cut", resume=True)
     go(place, *options, out="cut", resume=True)
     for name in ("student", "discriminator"):
         ours, theirs = (load_file(place / out / f"{name}.safetensors") for out in ("run", "cut"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
-from potstill import cells, distill
+from potstill import distill
 from potstill.assembly import load_experiment
 from potstill.compare import compare_methods
 from potstill.config import dump, from_mapping, load, parse_yaml
@@ -24,7 +22,7 @@ from potstill.models.exits import WithExits
 from potstill.run import run
 from potstill.schemes import Offline
 from potstill.teachers import Ensemble
-from potstill.train.observe import Many
+from tests.killing import killed_after
 
 TEACHER = 'teacher: {model: "nets.py:big", weights: teacher.safetensors, mean: [0.5], std: [0.25]}\n'
 DEEPER = '''
@@ -244,31 +242,6 @@ def test_methods_are_compared_within_a_scheme_that_has_a_teacher(tiny: Any, tmp_
         compare_methods(path, "kl", data=tiny.root, out=tmp_path / "none", echo=lambda line: None)
 
 
-class StoppedError(Exception):
-    """Stands for a kill."""
-
-
-class Killing(Many):
-    """Ends the training as a kill would, after a step of one arm."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def advance(self, step: int) -> None:
-        if step == self.step:
-            raise StoppedError
-
-
-def killed(
-    train: Callable[..., Any], step: int, *parts: Any, observer: Any, folder: Path, **given: Any
-) -> Any:
-    """Train, and end after a step of the student's cell."""
-    if folder.name.startswith("student"):
-        observer = Many(observer, Killing(step))
-    return train(*parts, observer=observer, folder=folder, **given)
-
-
 @pytest.mark.parametrize(
     ("scheme", "student", "steps", "ema"),
     [
@@ -294,10 +267,8 @@ def test_a_killed_scheme_goes_on_to_the_same_weights(
     options["overrides"] = ["augment.flip=0.5"]
     go(tiny, tmp_path / "whole", scheme, **options)
     for step in steps:
-        with monkeypatch.context() as patch:
-            patch.setattr(cells, "train", functools.partial(killed, cells.train, step))
-            with pytest.raises(StoppedError):
-                go(tiny, tmp_path / "cut", scheme, resume=True, **options)
+        with killed_after(step, monkeypatch):
+            go(tiny, tmp_path / "cut", scheme, resume=True, **options)
     go(tiny, tmp_path / "cut", scheme, resume=True, **options)
     for path in (tmp_path / "whole" / "checkpoints" / "student-0").glob("*.safetensors"):
         ours, theirs = load_file(path), load_file(tmp_path / "cut" / "checkpoints" / "student-0" / path.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import shutil
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from potstill import cells
 from potstill.assembly import load_experiment
 from potstill.batch import Batch
 from potstill.config import ImageRecipe, from_mapping, load, parse_yaml
@@ -24,7 +22,7 @@ from potstill.errors import UserError
 from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import StyleGenerator
 from potstill.run import load_student, run
-from potstill.train.observe import Many
+from tests.killing import killed_after
 
 SIDE = 24
 RECIPE = """task: image_to_image
@@ -49,6 +47,7 @@ from torch import nn
 
 from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import StyleGenerator
+from tests.killing import killed_after
 
 large = partial(StyleGenerator, width=4, blocks=2, kernel=3)
 small = partial(StyleGenerator, width=2, blocks=2, kernel=3)
@@ -196,31 +195,12 @@ def test_a_width_that_was_timed_stays_what_it_was(place: Path, monkeypatch: pyte
     assert load_student(place / "run", place).student.enter[0].out_channels == 2
 
 
-class StoppedError(Exception):
-    """In place of a lost process."""
-
-
-class Killing(Many):
-    """Ends the training after a step."""
-
-    def advance(self, step: int) -> None:
-        if step == 3:
-            raise StoppedError
-
-
-def killed(train: Callable[..., Any], *parts: Any, observer: Any, folder: Path, **given: Any) -> Any:
-    observer = Many(observer, Killing()) if folder.name.startswith("student") else observer
-    return train(*parts, observer=observer, folder=folder, **given)
-
-
 def test_both_phases_resume_exactly(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("train.checkpoint_every=2", "train.ema=0.5", "train.steps=5", "scheme.r1=1")
     options += ("scheme.discriminator.arguments={width: 4, layers: 1, spectral_norm: true}",)
     go(place, *options)
-    with monkeypatch.context() as patch:
-        patch.setattr(cells, "train", functools.partial(killed, cells.train))
-        with pytest.raises(StoppedError):
-            go(place, *options, out="cut", resume=True)
+    with killed_after(3, monkeypatch):
+        go(place, *options, out="cut", resume=True)
     go(place, *options, out="cut", resume=True)
     for name in ("last", "best"):
         path = Path("checkpoints", "student-0", f"{name}.safetensors")

@@ -15,6 +15,7 @@ from potstill.experiment import Experiment
 from potstill.outcome import Outcome
 from potstill.report.content import PictureRow, Sheet, picture
 from potstill.tasks import ImageFromNoise, ImageToImage
+from potstill.tasks.generated import answer
 
 __all__ = ["drawn", "heat", "sheets"]
 
@@ -69,7 +70,7 @@ def _answers(
     for arm, trained in outcome.arms.items():
         model = trained.cells[0].load(experiment.blank(arm), experiment.recipe.train.select)
         networks[arm] = model.to(experiment.device).eval()
-    return {arm: task.answer(network, batch, arm) for arm, network in networks.items()}
+    return {arm: answer(network, batch, arm) for arm, network in networks.items()}
 
 
 def sheets(experiment: Experiment, outcome: Outcome) -> tuple[Sheet, ...]:
@@ -101,7 +102,8 @@ def between(one: Tensor, other: Tensor, steps: int) -> Tensor:
     share = torch.linspace(0.0, 1.0, steps, device=one.device)[:, None]
     cosine = torch.dot(one, other) / (one.norm() * other.norm()).clamp(min=1e-12)
     angle = cosine.clamp(-0.9999, 0.9999).arccos()
-    return (((1 - share) * angle).sin() * one + (share * angle).sin() * other) / angle.sin()
+    found: Tensor = (((1 - share) * angle).sin() * one + (share * angle).sin() * other) / angle.sin()
+    return found
 
 
 def _sheet(images: Tensor) -> str:

@@ -95,21 +95,20 @@ def _narrowed(
     recipe: ImageRecipe, teacher: nn.Module | None, make: Callable[..., nn.Module], one: OneInput
 ) -> tuple[ImageRecipe, Callable[[], nn.Module], tuple[str, ...]]:
     """The recipe with the width found, and what makes students of the channels that matter most; notes."""
-    student, notes = recipe.student, ()
-    if recipe.teacher is None or teacher is None:
+    student, wide, notes = recipe.student, recipe.teacher, []
+    if wide is None or teacher is None:
         raise UserError("student.model", "missing; without a teacher there is nothing to make narrow")
     if student.width == "auto":
         assert student.target is not None, "auto has a target"
         device = device_of(recipe.train.device)
 
-        def wide(width: int) -> nn.Module:
-            config = narrow_config(dataclasses.replace(student, width=width), recipe.teacher)
-            return make(config, "student").to(device)
+        def of_width(width: int) -> nn.Module:
+            return make(narrow_config(dataclasses.replace(student, width=width), wide), "student").to(device)
 
-        width, *notes = fitting(student.target, wide, copy.deepcopy(teacher).to(device), one)
+        width, *notes = fitting(student.target, of_width, copy.deepcopy(teacher).to(device), one)
         width = distributed.gather_objects(width)[0]  # processes may time differently
         student = dataclasses.replace(student, width=width)
-    config = narrow_config(student, recipe.teacher)
+    config = narrow_config(student, wide)
 
     def fresh() -> nn.Module:
         made_anew = make(config, "student")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from potstill import distributed
 from potstill.augment import Augment, AugmentConfig, Scene
 from potstill.augment.draws import Draws, uniform
-from potstill.batch import Batch, Signals, ask
+from potstill.batch import Batch
 from potstill.data.loader import Loader
 from potstill.data.pictures import PictureConfig, PictureSet, middle
 from potstill.errors import UserError
@@ -25,7 +25,7 @@ from potstill.models.weights import save_weights
 from potstill.resemblance import kernel_jackknife
 from potstill.taps import first_tensor
 from potstill.tasks.contract import Answers
-from potstill.tasks.squares import as_shares, squares
+from potstill.tasks.generated import answer, as_shares, augment_of, squares
 from potstill.verdict import mean_interval
 
 __all__ = ["ImageFromNoise", "noise"]
@@ -54,7 +54,8 @@ def noise(index: Tensor, *, seed: int, view: int, size: int) -> Tensor:
     """
     places = index[:, None] * size + torch.arange(size, device=index.device)
     even = uniform(places, seed=seed, view=view, draw=NOISE)
-    return torch.special.ndtri(even + 2.0**-54).float()
+    normal: Tensor = torch.special.ndtri(even + 2.0**-54)
+    return normal.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,7 @@ class ImageFromNoise:
 
     def seeded(self, seed: int, samples: int) -> ImageFromNoise:
         """The same task with the noise and the augmentation of a seed."""
-        self.augmentation.check_samples(self.samples)
-        if self.augmentation.mixings():
-            raise UserError("augment", "mixing has no meaning for images of noise")
-        augment = Augment(self.augmentation, seed, samples=samples, search=self.search)
+        augment = augment_of(self.augmentation, seed, samples, self.search)
         return replace(self, augment=augment, seed=seed)
 
     def training_batch(self, images: Tensor, targets: Tensor | None, index: Tensor, view: int) -> Batch:
@@ -146,20 +144,13 @@ class ImageFromNoise:
         for images, _, index in loader.epoch(0):
             batch = self.plain_batch(images, None, index)
             assert batch.target is not None, "there are real images"
-            seen = [self.eyes.vectors(each) for each in (self.answer(model, batch, role), batch.target)]
+            seen = [self.eyes.vectors(each) for each in (answer(model, batch, role), batch.target)]
             row = torch.cat(seen, dim=1).float().cpu()
             rows = row.new_zeros(len(loader.dataset), row.shape[1]) if rows is None else rows
             rows[index.cpu()] = row
         model.train(training)
         assert rows is not None, "a part of the data has images"
         return distributed.sum_tensor(rows)
-
-    def answer(self, model: nn.Module, batch: Batch, role: str) -> Tensor:
-        """What a generator makes of a batch's noise, ``(N, C, H, W)`` in 0..1."""
-        answer = ask(model, batch.input(role))
-        image = answer.output if isinstance(answer, Signals) else first_tensor(answer)
-        assert image is not None, "a generator gives images"
-        return image.float().clamp(0.0, 1.0)
 
     def score(self, answers: Tensor, loader: Loader) -> dict[str, float]:
         """The kernel distance from the real images."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from potstill import distributed
 from potstill.augment import Augment, AugmentConfig, Scene
 from potstill.augment.draws import Draws
-from potstill.batch import Batch, Signals, ask
+from potstill.batch import Batch, Signals
 from potstill.data.degrade import edges, grey, low_resolution
 from potstill.data.loader import Loader
 from potstill.data.pictures import PictureConfig, PictureSet, middle
@@ -27,7 +27,7 @@ from potstill.models.weights import save_weights
 from potstill.taps import first_tensor
 from potstill.tasks import image_answers
 from potstill.tasks.contract import Answers
-from potstill.tasks.squares import as_shares, squares
+from potstill.tasks.generated import answer, as_shares, augment_of, squares
 from potstill.verdict import mean_interval
 
 __all__ = ["ImageToImage"]
@@ -90,10 +90,7 @@ class ImageToImage:
 
     def seeded(self, seed: int, samples: int) -> ImageToImage:
         """The same task with the augmentation of a seed."""
-        self.augmentation.check_samples(self.samples)
-        if self.augmentation.mixings():
-            raise UserError("augment", "mixing has no meaning for images of images")
-        augment = Augment(self.augmentation, seed, samples=samples, search=self.search)
+        augment = augment_of(self.augmentation, seed, samples, self.search)
         return replace(self, augment=augment, seed=seed)
 
     def training_batch(self, images: Tensor, targets: Tensor | None, index: Tensor, view: int) -> Batch:
@@ -159,7 +156,7 @@ class ImageToImage:
                 batch = self.plain_batch(images[cut], None if targets is None else targets[cut], index[cut])
                 reference = self._reference(batch, loader)
                 own = role == "teacher" and not self.has_truth  # then it is the reference itself
-                image = reference if own else self.answer(model, batch, role)
+                image = reference if own else answer(model, batch, role)
                 row = image_answers.row(image, reference, self.eyes)
                 if rows is None:
                     rows = row.new_zeros(len(loader.dataset), row.shape[1])
@@ -167,13 +164,6 @@ class ImageToImage:
         model.train(training)
         assert rows is not None, "a part of the data has images"
         return distributed.sum_tensor(rows)
-
-    def answer(self, model: nn.Module, batch: Batch, role: str) -> Tensor:
-        """What a generator makes of a batch, ``(N, C, H, W)`` in 0..1."""
-        answer = ask(model, batch.input(role))
-        image = answer.output if isinstance(answer, Signals) else first_tensor(answer)
-        assert image is not None, "a generator gives images"
-        return image.float().clamp(0.0, 1.0)
 
     def _reference(self, batch: Batch, loader: Loader) -> Tensor:
         """The true images, or the teacher's, which are kept: validation asks for them again and again."""
@@ -183,10 +173,10 @@ class ImageToImage:
         key, rows = id(loader.dataset), batch.index.cpu()
         kept = self._references.get(key)
         if kept is None:
-            shape = self.answer(self.teacher, batch, "teacher").shape[1:]
+            shape = answer(self.teacher, batch, "teacher").shape[1:]
             kept = self._references[key] = torch.full((len(loader.dataset), *shape), torch.nan)
         if kept[rows].isnan().any():
-            kept[rows] = self.answer(self.teacher, batch, "teacher").cpu()
+            kept[rows] = answer(self.teacher, batch, "teacher").cpu()
         return kept[rows].to(self.device)
 
     def score(self, answers: Tensor, loader: Loader) -> dict[str, float]:
