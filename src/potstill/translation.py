@@ -95,7 +95,8 @@ def _narrowed(
     recipe: ImageRecipe, teacher: nn.Module | None, make: Callable[..., nn.Module], one: OneInput
 ) -> tuple[ImageRecipe, Callable[[], nn.Module], tuple[str, ...]]:
     """The recipe with the width found, and what makes students of the channels that matter most; notes."""
-    student, wide, notes = recipe.student, recipe.teacher, []
+    student, wide = recipe.student, recipe.teacher
+    notes: list[str] = []
     if wide is None or teacher is None:
         raise UserError("student.model", "missing; without a teacher there is nothing to make narrow")
     if student.width == "auto":
