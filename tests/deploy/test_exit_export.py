@@ -61,7 +61,7 @@ def exported(small: WithExits, policy: Policy, tmp_path_factory: pytest.TempPath
 def test_it_runs_without_torch_and_answers_alike(
     small: WithExits, policy: Policy, exported: ExportedExits, tmp_path: Path, alone: bool
 ) -> None:
-    inputs = images(300, seed=9)
+    inputs = images(1000, seed=9)
     np.save(tmp_path / "inputs.npy", inputs.numpy())
     code = RUN.format(
         start=f"sys.path.insert(0, {str(exported.folder)!r})\nfrom exit_runtime import OnnxEarlyExit"

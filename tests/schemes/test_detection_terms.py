@@ -25,6 +25,7 @@ HINT = {"region_hint": {"regions": "split", "layers": [LEVEL]}}
 TERMS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"weighted_classes": {}, "bounded_regression": {}, **HINT},
     "retinanet": {"weighted_scores": {}, "bounded_regression": {}, **HINT},
+    "fcos": {"weighted_scores": {}, "bounded_regression": {}, **HINT},
 }
 
 
@@ -69,7 +70,7 @@ def scheme_of(kind: str) -> Offline:
         batch.index,
     )
     objective = Objective(TERMS[kind], supervised)
-    scheme = Offline(detector(kind, 0, 16), detector(kind, 1, 32), objective, example=example)
+    scheme = Offline(detector(kind, 0, 32), detector(kind, 1, 64), objective, example=example)
     scheme.eval()  # batch normalisation would mix the images of a process
     return scheme
 
@@ -78,6 +79,29 @@ def gradients(scheme: Offline) -> dict[str, Tensor]:
     return {
         name: parameter.grad for name, parameter in scheme.named_parameters() if parameter.grad is not None
     }
+
+
+ALL: dict[str, dict[str, Any]] = {
+    "teacher_boxes": {"confident": 0.01},
+    "response": {},
+    "sure": {"loss": "region_hint", "regions": "confident", "layers": [LEVEL]},
+}
+
+
+@pytest.mark.parametrize("kind", list(TERMS))
+def test_every_term_of_a_batch_is_the_sum_of_its_images(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image without a box is one of them."""
+    monkeypatch.setitem(TERMS, kind, {**TERMS[kind], **ALL})
+    scheme = scheme_of(kind)
+    with torch.no_grad():
+        whole = scheme(batch_of()).parts
+        single = [scheme(batch_of(slice(place, place + 1))).parts for place in range(4)]
+    assert set(whole) == {"labels", *TERMS[kind]}
+    for name, part in whole.items():
+        assert float(part.total) == pytest.approx(
+            sum(float(one[name].total) for one in single), rel=1e-4, abs=1e-6
+        )
+        assert part.count == sum(one[name].count for one in single)
 
 
 def _half(rank: int, store: str, folder: str) -> None:
