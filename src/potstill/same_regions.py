@@ -87,7 +87,7 @@ def _found(ours: bytes, theirs: bytes) -> tuple[Tensor, Tensor]:
     mine, others = (
         torch.frombuffer(bytearray(each), dtype=torch.float32).view(-1, 4) for each in (ours, theirs)
     )
-    most = [overlaps(rows[None], others[None])[0].max(dim=1) for rows in mine.split(ROWS)]
+    most = [overlaps(rows[None], others[None])[0].max(dim=1) for rows in torch.split(mine, ROWS)]
     return torch.cat([each.indices for each in most]), torch.cat([each.values for each in most])
 
 
