@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.cache import CacheConfig, Identity, Vault
 from potstill.cache.codes import Affine, Code, Float, Top
 from potstill.cache.fidelity import divergence

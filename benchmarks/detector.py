@@ -19,8 +19,8 @@ import torch
 from potstill.batch import Batch, Signals
 from potstill.config import load
 from potstill.environment import processor
+from potstill.matching.objective import Objective
 from potstill.models.detectors import faster_rcnn
-from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.train.precision import Precision, choose
 

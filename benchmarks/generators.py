@@ -29,9 +29,9 @@ from potstill.data.arrays import ArraySet
 from potstill.data.loader import Loader
 from potstill.deploy.export import write_model
 from potstill.environment import processor
+from potstill.matching.objective import Objective
 from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import StyleGenerator
-from potstill.objective import Objective
 from potstill.schemes import Adversarial
 from potstill.train.loop import Training
 from potstill.train.observe import MetricsFile

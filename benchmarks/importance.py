@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from potstill.assembly import load_experiment
-from potstill.calibration import Calibration
+from potstill.assembly.load import load_experiment
 from potstill.config import load
 from potstill.environment import processor
 from potstill.prune.families import family_structure
 from potstill.prune.importance import Losses, block_scores, unit_scores
+from potstill.rounds.calibration import Calibration
 
 SCORES = ("activation", "taylor", "influence")
 

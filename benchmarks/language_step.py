@@ -31,9 +31,9 @@ from potstill.data.encoding import Encoded
 from potstill.data.packing import pack
 from potstill.data.tokens import TokenSet
 from potstill.environment import processor
+from potstill.matching.objective import Objective
 from potstill.models.causal import smollm2
 from potstill.models.projection import answer_projected
-from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.tasks import LanguageModeling
 

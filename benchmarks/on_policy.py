@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from potstill import likeness
 from potstill.measure import Stopwatch
+from potstill.results import likeness
 from potstill.run import run
 from potstill.train import loop
 

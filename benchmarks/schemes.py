@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from potstill.batch import Batch, Signals
 from potstill.environment import processor
+from potstill.matching.objective import Objective
 from potstill.measure import parameters
 from potstill.models import cifar
 from potstill.models.exits import WithExits
-from potstill.objective import Objective
 from potstill.schemes import DeepSupervision, Mutual, Offline
 from potstill.train.memory import keep_freed_memory
 from potstill.train.precision import Precision, choose

@@ -28,9 +28,9 @@ from potstill.data.arrays import ArraySet
 from potstill.data.loader import Loader
 from potstill.environment import processor
 from potstill.losses import attention_transfer, kl
+from potstill.matching.objective import Objective
 from potstill.models.cifar import resnet20, resnet56
 from potstill.models.preprocessing import IMAGENET
-from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.train.loop import Training
 from potstill.train.observe import MetricsFile

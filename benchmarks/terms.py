@@ -24,8 +24,8 @@ from potstill import losses
 from potstill.batch import Batch, Signals
 from potstill.environment import processor
 from potstill.losses import spec_of
+from potstill.matching.objective import Objective
 from potstill.models.cifar import resnet8, resnet20
-from potstill.objective import Objective
 from potstill.schemes import Offline
 
 GOAL_MS = 0.5

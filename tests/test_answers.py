@@ -9,7 +9,7 @@ from torch import nn
 
 from potstill.answers import Answers, Remembered
 from potstill.batch import Batch
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Offline
 from potstill.teachers import Frozen
 from tests.contracts.test_schemes import batch_of, network, supervised

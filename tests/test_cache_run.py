@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 import potstill
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.config import load
 from potstill.errors import UserError
 from potstill.run import run
@@ -108,7 +108,7 @@ def test_views_come_again_for_both_arms(tiny: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From when it is called, making a teacher fails."""
-    import potstill.materials as materials
+    import potstill.assembly.materials as materials
 
     real = materials.build
 

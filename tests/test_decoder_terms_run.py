@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.config import load
 
 RECIPE = """task: language_modeling

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.compare import compare_methods
 from potstill.config import from_mapping, load
 from potstill.errors import UserError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from potstill.generations import DRAFTED, acceptance, assisted, continuations
 from potstill.models.characters import character_tokenizer, tiny_llama
+from potstill.results.writing import DRAFTED, acceptance, assisted, continuations
 
 TOKENIZER = character_tokenizer("abcdefghijklmnopqr")
 

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.config import from_mapping, parse_yaml
 from potstill.deploy.generator_export import export_generator
-from potstill.drawings import between
 from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.metrics.resemblance import kernel_distance
 from potstill.models.generators import LatentGenerator
 from potstill.models.lenet import LeNet
-from potstill.resemblance import kernel_distance
+from potstill.results.drawings import between
 from potstill.run import load_student, run
 from tests.killing import killed_after
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from potstill.answering import answer_prompts
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.compare import compare_methods
 from potstill.config import load
 from potstill.errors import UserError

@@ -337,9 +337,9 @@ def test_scores_of_other_samples_are_others(project: Any, tmp_path: Path) -> Non
 
 
 def test_calibration_losses_are_the_tasks(project: Any) -> None:
-    from potstill.assembly import load_experiment
+    from potstill.assembly.load import load_experiment
     from potstill.folder import RunFolder
-    from potstill.rounds import Rounds
+    from potstill.rounds.loop import Rounds
 
     experiment = load_experiment(load(project.root / "prune.yaml"), [project.root])
     loop = Rounds(

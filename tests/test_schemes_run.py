@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from potstill import distill
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.compare import compare_methods
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError

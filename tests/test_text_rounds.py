@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from potstill import deciding, measure
+from potstill import measure
+from potstill.rounds.loop import deciding
 from potstill.run import load_student, run
 from potstill.train.loop import Training
 from tests.books import recipe_beside_a_book

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.batch import Batch
 from potstill.config import ImageRecipe, from_mapping, load, parse_yaml
 from potstill.errors import UserError
@@ -181,7 +181,7 @@ def test_a_student_from_the_teachers_channels(place: Path) -> None:
 def test_a_width_that_was_timed_stays_what_it_was(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([2, 1])
     chosen = lambda *parts: (next(found), "width: auto is timed")  # noqa: E731
-    monkeypatch.setattr("potstill.translation.fitting", chosen)
+    monkeypatch.setattr("potstill.assembly.generators.fitting", chosen)
     options = ("student={width: auto, target: {latency_ms: 3}}", "train.steps=2")
     first = go(place, *options, control=False)
     kept = load(place / "run" / "recipe.yaml")

@@ -84,7 +84,7 @@ def test_each_variation_is_what_a_comparison_of_its_own_would_be(
 def test_changes_are_paired_by_seed_and_sample(tmp_path: Path) -> None:
     from potstill.compare.standings import Comparison
     from potstill.compare.variations import _rows
-    from potstill.verdict import compare
+    from potstill.metrics.verdict import compare
 
     rng = np.random.default_rng(0)
     scores = {

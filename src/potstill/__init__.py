@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from potstill.api import distill
     from potstill.batch import Batch, Share, Signals, Step
     from potstill.errors import UserError
+    from potstill.matching.objective import Objective
+    from potstill.matching.taps import Tapped
     from potstill.models.preprocessing import Preprocessing
-    from potstill.objective import Objective
     from potstill.run import Result
     from potstill.schemes import Offline
-    from potstill.taps import Tapped
     from potstill.teachers import Ensemble, Frozen
 
 __all__ = [
@@ -44,14 +44,14 @@ _HOMES = {
     "Batch": "batch",
     "Ensemble": "teachers",
     "Frozen": "teachers",
-    "Objective": "objective",
+    "Objective": "matching.objective",
     "Offline": "schemes",
     "Preprocessing": "models.preprocessing",
     "Result": "run",
     "Share": "batch",
     "Signals": "batch",
     "Step": "batch",
-    "Tapped": "taps",
+    "Tapped": "matching.taps",
     "UserError": "errors",
     "distill": "api",
 }

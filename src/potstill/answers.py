@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch, Inputs, Signals
 from potstill.losses.heads import Head
-from potstill.recording import LayerShape
-from potstill.taps import INPUT
+from potstill.matching.recording import LayerShape
+from potstill.matching.taps import INPUT
 from potstill.teachers import Teacher, as_teacher
 
 __all__ = ["Answers", "Remembered"]

@@ -11,16 +11,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from potstill import distributed
-from potstill.assembly import assemble
+from potstill.assembly.images import image_task
+from potstill.assembly.load import assemble
+from potstill.assembly.materials import Material
 from potstill.config import Recipe, from_mapping
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.folder import RunFolder
-from potstill.images import image_task
 from potstill.loaded import IN_MEMORY
-from potstill.materials import Material
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.run import Echo, Result, execute, finished
 

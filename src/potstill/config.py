@@ -26,6 +26,7 @@ from potstill.data.tokens import TextConfig
 from potstill.errors import UserError, nearest
 from potstill.harness import EvaluationConfig
 from potstill.losses import Range
+from potstill.matching.terms import Term, TermConfig, parse_terms
 from potstill.models import ModelConfig
 from potstill.models.lora import LanguageStudentConfig
 from potstill.models.perception import FeaturesConfig
@@ -34,7 +35,6 @@ from potstill.prune.settings import PruneConfig
 from potstill.responses import LanguageTeacherConfig
 from potstill.schemes.settings import AdversarialConfig, MutualConfig, OfflineConfig, SchemeConfig
 from potstill.sections import kind_of_value, read_section
-from potstill.terms import Term, TermConfig, parse_terms
 from potstill.train import CorrectionConfig, TrainConfig
 
 __all__ = [

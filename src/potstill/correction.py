@@ -20,8 +20,8 @@ from potstill import distributed
 from potstill.config import LanguageRecipe, Recipe
 from potstill.experiment import Experiment
 from potstill.folder import RunFolder
+from potstill.matching.objective import Objective
 from potstill.models.weights import load_weights, save_weights
-from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.train import train
 from potstill.train.observe import Observer

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.config import Recipe, load
 from potstill.data import load_data
 from potstill.data.loader import Loader
 from potstill.errors import UserError
 from potstill.folder import RunFolder
+from potstill.matching.objective import Objective
 from potstill.measure import Stopwatch
 from potstill.models import build, save_weights
 from potstill.models.preprocessing import preprocessing_of
-from potstill.objective import Objective
 from potstill.run import Result, execute, finished
 from potstill.schemes import Offline
 from potstill.tasks import Classification

@@ -18,8 +18,8 @@ from potstill.cache import KnownTeacher, Shelf
 from potstill.config import Recipe
 from potstill.data import SampleSet, Splits
 from potstill.data.loader import Loader
+from potstill.matching.objective import Objective
 from potstill.measure import OneInput
-from potstill.objective import Objective
 from potstill.prune.masks import hold, nonzero
 from potstill.schemes import Offline
 from potstill.schemes.settings import (

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import distributed
+from potstill.assembly.caching import parts_of
 from potstill.batch import Batch
 from potstill.cache import Cached, KnownTeacher, Vault
 from potstill.cache.cached import stored_of
 from potstill.cache.layout import Layout
 from potstill.cache.tokens import describe
-from potstill.caching import parts_of
 from potstill.data.tokens import TokenSet
 from potstill.experiment import Experiment
 from potstill.measure import Measured

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill.assembly import load_experiment, search_path
+from potstill.assembly.load import load_experiment, search_path
 from potstill.config import load
 from potstill.correction import load_correction
 from potstill.errors import UserError
@@ -19,7 +19,7 @@ from potstill.folder import RunFolder
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
-from potstill.shapes import of_round, round_at_size, shaped
+from potstill.rounds.shapes import of_round, round_at_size, shaped
 from potstill.tasks import (
     Classification,
     Detection,

@@ -12,32 +12,32 @@ from torch import nn
 
 from potstill import distributed, environment
 from potstill.answering import answer_prompts, answers_first
-from potstill.assembly import load_experiment, search_path
+from potstill.assembly.load import load_experiment, search_path
 from potstill.cells import Cell, Finished, train_cell
 from potstill.config import Recipe, load
 from potstill.correction import correct_teacher, corrects
-from potstill.drawings import drawn, sheets
 from potstill.early_exits import decide, prospect
 from potstill.errors import UserError
 from potstill.experiment import ARMS, Experiment
 from potstill.files import write_json
 from potstill.filling import conclude_cache, fill_cache
 from potstill.folder import RunFolder
-from potstill.generations import written
-from potstill.hints import hints
-from potstill.insides import insides
 from potstill.loaded import IN_MEMORY, LoadedRun, load_student
+from potstill.metrics.quality import shown
 from potstill.models.weights import load_weights
-from potstill.outcome import Shared, conclude, measure_models, predict_teacher
 from potstill.plan import describe_plan
-from potstill.quality import shown
-from potstill.recovery import recovered
-from potstill.rounds import Pruned, Rounds
-from potstill.story import tell
-from potstill.summary import table_of, warnings_of
+from potstill.results.drawings import drawn, sheets
+from potstill.results.hints import hints
+from potstill.results.insides import insides
+from potstill.results.outcome import Shared, conclude, measure_models, predict_teacher
+from potstill.results.recovery import recovered
+from potstill.results.story import tell
+from potstill.results.summary import table_of, warnings_of
+from potstill.results.writing import written
+from potstill.rounds.loop import Pruned, Rounds
+from potstill.rounds.weighing import weigh
 from potstill.train.observe import Observer, make_observer
 from potstill.views import write_views
-from potstill.weighing import weigh
 
 __all__ = [
     "IN_MEMORY",

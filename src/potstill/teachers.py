@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch, Inputs, Signals
 from potstill.errors import UserError
-from potstill.recording import LayerShape, record
-from potstill.taps import INPUT, Tapped
+from potstill.matching.recording import LayerShape, record
+from potstill.matching.taps import INPUT, Tapped
 
 __all__ = ["Ensemble", "Frozen", "MixedAnswers", "Teacher", "as_teacher", "mean_log_probabilities"]
 

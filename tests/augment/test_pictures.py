@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from potstill.assembly import load_experiment, search_path
+from potstill.assembly.load import load_experiment, search_path
 from potstill.augment import AugmentConfig
 from potstill.config import load
 from potstill.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from potstill.assembly import load_experiment, search_path
+from potstill.assembly.load import load_experiment, search_path
 from potstill.augment import Augment, AugmentConfig, uniform
 from potstill.config import load
 from potstill.errors import UserError

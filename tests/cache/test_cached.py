@@ -18,8 +18,8 @@ from potstill.batch import Batch, Inputs
 from potstill.cache import CacheConfig, Cached, Identity, Vault
 from potstill.cache.store import Store
 from potstill.errors import UserError
-from potstill.objective import Objective
-from potstill.recording import LayerShape
+from potstill.matching.objective import Objective
+from potstill.matching.recording import LayerShape
 from potstill.schemes import Offline
 from potstill.teachers import Frozen
 from tests.contracts.test_schemes import batch_of, network, supervised

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from potstill import schemes
 from potstill.batch import Batch, Signals
+from potstill.matching.objective import Objective
 from potstill.models.exits import WithExits
-from potstill.objective import Objective
 from potstill.schemes import Adversarial, BornAgain, DeepSupervision, MeanTeacher, Mutual, Offline, OnPolicy
 from potstill.teachers import Ensemble, Frozen
 

@@ -12,7 +12,7 @@ from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import image_l1, perceptual
 from potstill.losses.adversarial import Game, against, deceiving, gradient_penalty
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 
 REAL, FAKE = [[1.5, -0.5], [0.2, 3.0]], [[-2.0, 0.5], [1.0, 0.0]]
 

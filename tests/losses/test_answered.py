@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.answered import of_answers, of_corners
 from potstill.batch import Signals
 from potstill.errors import UserError
 from potstill.losses import response, teacher_boxes
-from potstill.terms import Term, TermConfig
+from potstill.matching.answered import of_answers, of_corners
+from potstill.matching.terms import Term, TermConfig
 
 
 def boxes_of(seed: int, count: int = 8) -> Tensor:

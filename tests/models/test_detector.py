@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Signals
-from potstill.detected import of_heads
 from potstill.errors import UserError
+from potstill.matching.detected import of_heads
+from potstill.matching.terms import Term, TermConfig
 from potstill.models import detectors
 from potstill.models._rows import IGNORED, renamed
 from potstill.models.detector import Detector
 from potstill.models.pyramid import Pyramid
 from potstill.teachers import Frozen
-from potstill.terms import Term, TermConfig
 from tests.shapes import tiny
 
 pytest.importorskip("torchvision")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from potstill import measure
 from potstill.errors import UserError
-from potstill.pairing import auto_pairs
+from potstill.matching.pairing import auto_pairs
+from potstill.matching.recording import number_in, record
 from potstill.prune import Plan, PruneConfig, Structure, TargetConfig, masked
 from potstill.prune.candidates import choose
 from potstill.prune.choice import Chooser
@@ -23,7 +24,6 @@ from potstill.prune.gauge import Gauge
 from potstill.prune.importance import UNIT_KINDS, block_scores, unit_scores
 from potstill.prune.pretrained import removed_pretrained
 from potstill.prune.store import Scores
-from potstill.recording import number_in, record
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potstill import quality
+from potstill.metrics import quality
+from potstill.metrics.verdict import compare, mean_interval
 from potstill.report.content import History, PairRow, ReportContent, TermRow, picture
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
-from potstill.verdict import compare, mean_interval
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ALIKE = {0: 8, 1: 9, 2: 0, 3: 5, 4: 7, 5: 3, 6: 2, 7: 4, 8: 0, 9: 1}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill import quality
+from potstill.metrics import quality
+from potstill.metrics.verdict import compare
 from potstill.report.content import picture
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
-from potstill.verdict import compare
 
 NAMES = ("cat", "dog", "frog")
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import image_l1
+from potstill.matching.objective import Objective
+from potstill.matching.recording import record
 from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import LatentGenerator, StyleGenerator
-from potstill.objective import Objective
-from potstill.recording import record
 from potstill.schemes import Adversarial, Offline
 from potstill.schemes.signs import PATIENCE
 

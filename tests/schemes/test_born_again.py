@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import BornAgain
 from potstill.schemes.born_again import permuted
 from tests.contracts.test_schemes import batch_of, network, supervised, train

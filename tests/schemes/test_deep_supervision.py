@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from potstill.errors import UserError
+from potstill.matching.objective import Objective
 from potstill.models.exits import WithExits
-from potstill.objective import Objective
 from potstill.schemes import DeepSupervision
 from tests.contracts.test_schemes import batch_of, network, supervised, train
 

@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from potstill import distributed
 from potstill.batch import Batch, Signals, Step
+from potstill.matching.objective import Objective
 from potstill.models import detectors
 from potstill.models.detector import Detector
-from potstill.objective import Objective
 from potstill.schemes import Offline
 from tests.shapes import tiny
 

@@ -17,7 +17,7 @@ from potstill import distributed
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import gradient_attention
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Offline
 from potstill.teachers import Ensemble, Frozen
 

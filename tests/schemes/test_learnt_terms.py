@@ -18,7 +18,7 @@ from potstill.batch import Batch
 from potstill.errors import UserError
 from potstill.losses.contrastive import Contrastive
 from potstill.losses.factors import FactorTransfer
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Offline
 from potstill.train import TrainConfig
 from tests.train import parts

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Mutual
 from tests.contracts.test_schemes import batch_of, network, supervised
 

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import kl
+from potstill.matching.objective import Objective
 from potstill.models.characters import tiny_llama
 from potstill.models.generation import own_batch
-from potstill.objective import Objective
 from potstill.run import run
 from potstill.schemes import Offline, OnPolicy
 from tests.books import book

@@ -9,7 +9,7 @@ import torch
 
 from potstill.batch import Batch
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import MeanTeacher, Offline, SmoothedLabels
 from tests.contracts.test_schemes import batch_of, network, supervised
 

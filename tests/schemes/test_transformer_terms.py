@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Offline
 
 transformers = pytest.importorskip("transformers")

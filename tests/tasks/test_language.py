@@ -18,15 +18,15 @@ from potstill.data.loader import Loader
 from potstill.data.packing import pack
 from potstill.data.tokens import IGNORED, TokenSet
 from potstill.errors import UserError
+from potstill.matching.objective import Objective
+from potstill.metrics.verdict import mean_interval
 from potstill.models.causal import packable
 from potstill.models.characters import character_tokenizer, tiny_llama
-from potstill.objective import Objective
 from potstill.schemes import Offline
 from potstill.tasks import LanguageModeling
 from potstill.train import TrainConfig, train
 from potstill.train.observe import Many
 from potstill.train.precision import choose
-from potstill.verdict import mean_interval
 
 TOKENS = 20
 

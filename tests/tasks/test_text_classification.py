@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.batch import Signals
 from potstill.config import from_mapping
 from potstill.data.loader import Loader

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from potstill.batch import Batch, Signals
 from potstill.data.arrays import ArraySet
 from potstill.data.loader import Loader
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Offline
 from potstill.train import TrainConfig, train
 from potstill.train.observe import MetricsFile

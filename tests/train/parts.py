@@ -15,7 +15,7 @@ from potstill import distributed
 from potstill.batch import Batch, Signals
 from potstill.data.arrays import ArraySet
 from potstill.data.loader import Loader
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes import Offline
 from potstill.train import TrainConfig, Trained, train
 from potstill.train.course import Prepare

@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 
 from potstill import distributed
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.train import TrainConfig
 from potstill.train.balance import STEPS_A_PART, Balance
 

@@ -17,11 +17,11 @@ from torch import nn
 from potstill.batch import Batch, Inputs, Signals
 from potstill.cache.layout import OUTPUT
 from potstill.cache.vault import Vault
-from potstill.comparison import mean_over_positions
 from potstill.errors import UserError
 from potstill.losses.heads import Projected
-from potstill.recording import LayerShape, record
-from potstill.taps import INPUT
+from potstill.matching.comparison import mean_over_positions
+from potstill.matching.recording import LayerShape, record
+from potstill.matching.taps import INPUT
 from potstill.teachers import Teacher, as_teacher
 
 __all__ = ["Cached", "stored_of"]

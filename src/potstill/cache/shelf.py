@@ -19,7 +19,7 @@ from potstill.cache.settings import CacheConfig
 from potstill.cache.vault import Vault
 from potstill.errors import UserError
 from potstill.files import write_once
-from potstill.recording import LayerShape
+from potstill.matching.recording import LayerShape
 
 __all__ = ["Shelf"]
 

@@ -16,7 +16,7 @@ from potstill.config import Recipe
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.files import write_atomic, write_json
-from potstill.networks import DEEPEST, predict_cell, test_logits
+from potstill.results.networks import DEEPEST, predict_cell, test_logits
 from potstill.train.observe import Many, make_observer
 
 __all__ = ["experiment_of", "read_cell", "reason", "remembering", "run_cell"]

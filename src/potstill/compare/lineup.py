@@ -10,7 +10,7 @@ from typing import Any
 from potstill import losses
 from potstill.config import parse_yaml
 from potstill.errors import UserError, nearest
-from potstill.terms import parse_terms
+from potstill.matching.terms import parse_terms
 
 __all__ = ["CONTROL", "NAME", "line_up"]
 

@@ -14,8 +14,8 @@ from potstill.compare.lineup import CONTROL
 from potstill.compare.place import Job, Place
 from potstill.compare.tables import text_table
 from potstill.experiment import Experiment
-from potstill.outcome import Shared
-from potstill.verdict import compare, mean_interval
+from potstill.metrics.verdict import compare, mean_interval
+from potstill.results.outcome import Shared
 
 __all__ = ["Comparison", "Scores", "ranking_trust", "scores_of", "standings"]
 

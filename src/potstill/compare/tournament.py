@@ -13,7 +13,7 @@ import numpy as np
 from potstill import environment
 from potstill._version import __version__
 from potstill.answering import answers_first
-from potstill.assembly import load_experiment, rehearse, search_path
+from potstill.assembly.load import load_experiment, rehearse, search_path
 from potstill.cells import Finished
 from potstill.compare.cell import experiment_of, read_cell, reason, remembering
 from potstill.compare.jobs import Outcomes, check_jobs, run_here, run_in_processes
@@ -27,8 +27,8 @@ from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.files import read_json, write_atomic, write_json, write_text
 from potstill.folder import RunFolder
-from potstill.outcome import Shared, measure_models, predict_teacher
-from potstill.quality import shown
+from potstill.metrics.quality import shown
+from potstill.results.outcome import Shared, measure_models, predict_teacher
 from potstill.run import report_cells, teacher_metric
 
 __all__ = ["compare_methods"]

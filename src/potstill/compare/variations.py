@@ -19,8 +19,8 @@ from potstill.compare.tournament import compare_methods
 from potstill.config import Recipe, load, parse_yaml
 from potstill.errors import UserError
 from potstill.files import write_json, write_text
-from potstill.outcome import Shared
-from potstill.verdict import compare
+from potstill.metrics.verdict import compare
+from potstill.results.outcome import Shared
 
 __all__ = ["Varied", "compare_variations", "read_variations"]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from potstill.assembly import load_experiment
+from potstill.assembly.load import load_experiment
 from potstill.compare.cell import reason, remembering, run_cell
 from potstill.compare.place import Job, Place
 from potstill.experiment import Experiment

@@ -15,7 +15,7 @@ from potstill._version import __version__
 from potstill.deploy.export import BATCHES, Exported, require, write_model
 from potstill.errors import UserError
 from potstill.files import write_atomic
-from potstill.taps import first_tensor
+from potstill.matching.taps import first_tensor
 
 __all__ = ["GeneratorRun", "export_generator"]
 

@@ -22,7 +22,7 @@ from potstill.deploy.export import (
     write_model,
 )
 from potstill.files import write_atomic
-from potstill.taps import first_tensor
+from potstill.matching.taps import first_tensor
 
 __all__ = ["TextRun", "export_text"]
 

@@ -27,8 +27,8 @@ from potstill.folder import RunFolder
 from potstill.measure import macs
 from potstill.models.exits import WithExits
 from potstill.models.weights import load_weights
-from potstill.networks import ByExit, exit_logits
 from potstill.report.content import Bin, Leaver
+from potstill.results.networks import ByExit, exit_logits
 from potstill.schemes.settings import DeepSupervisionConfig
 
 __all__ = ["EarlyExits", "decide"]

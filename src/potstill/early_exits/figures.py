@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill import quality
 from potstill.data import ImageSet
 from potstill.deploy.candidates import leave
 from potstill.deploy.exit_runtime import Policy
 from potstill.early_exits.costs import Costs
+from potstill.metrics import quality
 from potstill.report.content import Bin, Leaver, picture
 from potstill.report.evidence import arm_detail
 

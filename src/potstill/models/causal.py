@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError, nearest
-from potstill.taps import first_tensor
+from potstill.matching.taps import first_tensor
 
 __all__ = [
     "check_same_tokens",

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from potstill.batch import Signals
-from potstill.detected import HEADED
 from potstill.errors import UserError
+from potstill.matching.detected import HEADED
+from potstill.matching.terms import Term
 from potstill.models import _one_stage, _two_stages
 from potstill.models._rows import IGNORED, UNLABELLED, renamed, size_of
-from potstill.terms import Term
 
 __all__ = ["Detector"]
 

@@ -8,8 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from potstill.adapters import kind_of
 from potstill.errors import UserError
+from potstill.matching.adapters import kind_of
 from potstill.models.cifar import Block
 
 __all__ = ["Exit", "Heads", "pooled"]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from potstill.batch import Signals
 from potstill.errors import UserError, nearest
+from potstill.matching.pairing import auto_pairs
+from potstill.matching.recording import LayerShape, record
+from potstill.matching.taps import INPUT, Tapped
 from potstill.models.exit_heads import Exit, Heads, pooled
-from potstill.pairing import auto_pairs
-from potstill.recording import LayerShape, record
-from potstill.taps import INPUT, Tapped
 
 __all__ = ["EXIT", "FEATURE", "WithExits"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
+from potstill.matching.taps import Tapped
 from potstill.models.load import ModelConfig, build
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import load_weights
 from potstill.specs import find
-from potstill.taps import Tapped
 
 __all__ = ["FeaturesConfig", "Perception", "averaged", "perception"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.losses.heads import Head, Projected
-from potstill.taps import first_tensor
+from potstill.matching.taps import first_tensor
 
 __all__ = ["COUNTED", "answer_projected"]
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from potstill.matching.taps import Tapped
 from potstill.models.folding import fold
 from potstill.models.splitting import CannotCutError, Segments, split
-from potstill.taps import Tapped
 
 __all__ = ["Segments", "cut"]
 

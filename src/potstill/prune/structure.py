@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from potstill.batch import Inputs, ask
 from potstill.errors import UserError
+from potstill.matching.taps import first_tensor
 from potstill.models.heads import is_packed
 from potstill.prune.groups import Axis, Group, Plan, Slice, Structure
 from potstill.prune.removal import masked, removed
-from potstill.taps import first_tensor
 
 __all__ = ["find_structure"]
 

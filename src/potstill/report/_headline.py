@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 
-from potstill.quality import SCALELESS
+from potstill.metrics.quality import SCALELESS
 from potstill.report._format import (
     bytes_text,
     compact,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import UserError
-from potstill.quality import SCALELESS, SHARES, gain_unit, shown_gain
+from potstill.metrics.quality import SCALELESS, SHARES, gain_unit, shown_gain
 from potstill.report._format import percent
 from potstill.report.content import ReportContent
 

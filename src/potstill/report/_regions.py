@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from potstill.average_precision import RECALLS
+from potstill.metrics.average_precision import RECALLS
 from potstill.report._format import percent
 from potstill.report._material import Material, section
 from potstill.report.charts import Band, curves

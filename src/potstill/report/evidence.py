@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill import quality
+from potstill.metrics import quality
+from potstill.metrics.verdict import compare
 from potstill.report.content import Answer, ArmDetail, Bin, ClassDifference, Guess, Sample
-from potstill.verdict import compare
 
 __all__ = ["arm_detail", "class_differences", "telling_samples"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.losses.adversarial import Game, against, deceiving, gradient_penalty
-from potstill.objective import Objective, TermConfig
+from potstill.matching.objective import Objective, TermConfig
 from potstill.schemes.around import Around
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers

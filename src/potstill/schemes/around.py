@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 from potstill.schemes.offline import Offline
 from potstill.schemes.stages import Stage
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from potstill import distributed
 from potstill.batch import Batch, Inputs, Signals, Step
 from potstill.errors import UserError
-from potstill.objective import Objective
-from potstill.recording import LayerShape
+from potstill.matching.objective import Objective
+from potstill.matching.recording import LayerShape
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage

@@ -8,9 +8,9 @@ from torch import nn
 
 from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
-from potstill.layers import PlannedPair
+from potstill.matching.layers import PlannedPair
+from potstill.matching.objective import Objective
 from potstill.models.exits import EXIT, FEATURE, WithExits
-from potstill.objective import Objective
 from potstill.schemes.offline import Offline
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied

@@ -10,7 +10,7 @@ from torch import nn
 
 from potstill.batch import Batch
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.objective import Objective
 
 __all__ = ["LESSON", "Ingredients", "Networks", "TeacherUse", "refuse_auto"]
 

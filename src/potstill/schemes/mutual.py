@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
-from potstill.objective import Objective
-from potstill.recording import record
+from potstill.matching.objective import Objective
+from potstill.matching.recording import record
+from potstill.matching.taps import Tapped
 from potstill.schemes.offline import Offline, StudentPart
 from potstill.schemes.paraphrasing import refuse_paraphrasers
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied
-from potstill.taps import Tapped
 
 __all__ = ["Mutual"]
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from potstill.batch import Batch, Inputs, Share, Signals, Step
-from potstill.comparison import any_valid
 from potstill.errors import UserError
-from potstill.objective import Objective
+from potstill.matching.comparison import any_valid
+from potstill.matching.objective import Objective
+from potstill.matching.taps import Tapped
 from potstill.schemes.paraphrasing import SHARE, paraphrasing
 from potstill.schemes.stages import Stage
 from potstill.schemes.ties import tied
-from potstill.taps import Tapped
 from potstill.teachers import Frozen, Teacher, as_teacher
 
 __all__ = ["Offline", "StudentPart"]

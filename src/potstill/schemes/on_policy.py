@@ -67,7 +67,7 @@ class OnPolicy(Around):
 
     >>> import torch
     >>> from torch.nn.functional import cross_entropy
-    >>> from potstill.objective import Objective
+    >>> from potstill.matching.objective import Objective
     >>> batch = Batch({"student": torch.randn(8, 4)}, torch.arange(8) % 3, None, torch.arange(8))
     >>> supervised = lambda signals, batch: cross_entropy(signals.output, batch.target, reduction="none")
     >>> inner = Offline(nn.Linear(4, 3), nn.Linear(4, 3), Objective({"kl": {}}, supervised))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
-from potstill.layers import PlannedPair
-from potstill.objective import Objective
+from potstill.matching.layers import PlannedPair
+from potstill.matching.objective import Objective
 
 __all__ = ["SHARE", "Paraphrasing", "paraphrasing", "refuse_paraphrasers"]
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from potstill.batch import Batch, Inputs, Signals, Step
 from potstill.errors import UserError
-from potstill.objective import Objective
-from potstill.recording import LayerShape
+from potstill.matching.objective import Objective
+from potstill.matching.recording import LayerShape
 from potstill.schemes.around import Around
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers

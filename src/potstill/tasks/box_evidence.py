@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.average_precision import Matches, Truth
 from potstill.data.boxes import BoxSet
+from potstill.metrics.average_precision import Matches, Truth
+from potstill.metrics.sightings import Sighted, sight, sure_from
 from potstill.report.scenes import Detected, Glimpse, Scene, ShownBox, photograph
-from potstill.sightings import Sighted, sight, sure_from
 from potstill.tasks.box_figures import Found, Seeing, class_counts, class_curves, gains
 
 __all__ = ["detected"]

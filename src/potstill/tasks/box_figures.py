@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.average_precision import RECALLS, Matches, Truth
+from potstill.metrics.average_precision import RECALLS, Matches, Truth
+from potstill.metrics.sightings import Sighted
+from potstill.metrics.verdict import compare
 from potstill.report.content import ClassDifference
 from potstill.report.scenes import ClassCount, ClassCurve
-from potstill.sightings import Sighted
-from potstill.verdict import compare
 
 __all__ = ["Found", "Seeing", "class_counts", "class_curves", "class_differences", "gains"]
 

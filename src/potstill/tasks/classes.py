@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from potstill import distributed, quality
+from potstill import distributed
 from potstill.batch import Batch, Signals, ask
 from potstill.data.dataset import LabelledSet
 from potstill.data.loader import Loader
 from potstill.errors import UserError
+from potstill.matching.taps import first_tensor
+from potstill.metrics import quality
+from potstill.metrics.sanity import check_teacher
+from potstill.metrics.verdict import mean_interval
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
-from potstill.sanity import check_teacher
-from potstill.taps import first_tensor
 from potstill.tasks.contract import Answers
-from potstill.verdict import mean_interval
 
 __all__ = ["Classifier"]
 
@@ -154,7 +155,7 @@ class Classifier(ABC):
             )
 
     def check_teacher(self, answers: Answers, part: LabelledSet) -> float:
-        """Accuracy of the teacher, if it is one (see :func:`~potstill.sanity.check_teacher`)."""
+        """Accuracy of the teacher, if it is one (see :func:`~potstill.metrics.sanity.check_teacher`)."""
         return check_teacher(answers, part.labels.numpy(), self.class_names)
 
     def evidence(

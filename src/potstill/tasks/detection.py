@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from potstill import distributed
 from potstill.augment import Augment, AugmentConfig, Scene
-from potstill.average_precision import Matches
 from potstill.batch import Batch, Signals, ask
 from potstill.data.boxes import UNKNOWN, BoxSet
 from potstill.data.loader import Loader
 from potstill.errors import UserError
+from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput
+from potstill.metrics.average_precision import Matches
+from potstill.metrics.verdict import mean_interval
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import save_weights
 from potstill.report.content import ClassDifference
-from potstill.taps import first_tensor
 from potstill.tasks.box_evidence import detected
 from potstill.tasks.box_figures import class_differences
 from potstill.tasks.contract import Answers
 from potstill.tasks.found_boxes import ROWS, agreement, in_files, joined, matched, summed_up, truth_of
-from potstill.verdict import mean_interval
 
 __all__ = ["Detection"]
 

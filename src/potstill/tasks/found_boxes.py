@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from potstill.average_precision import Matches, Truth, match
 from potstill.data.boxes import BoxSet
+from potstill.metrics.average_precision import Matches, Truth, match
 from potstill.tasks.contract import Answers
 
 __all__ = ["ROWS", "agreement", "in_files", "joined", "matched", "summed_up", "truth_of"]

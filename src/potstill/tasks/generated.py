@@ -12,7 +12,7 @@ from potstill.augment import Augment, AugmentConfig
 from potstill.augment.draws import Draws
 from potstill.batch import Batch, Signals, ask
 from potstill.errors import UserError
-from potstill.taps import first_tensor
+from potstill.matching.taps import first_tensor
 
 __all__ = ["answer", "as_shares", "augment_of", "squares"]
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill import resemblance
+from potstill.metrics import resemblance
+from potstill.metrics.verdict import compare, mean_interval
 from potstill.models.perception import Perception, averaged
 from potstill.tasks.contract import Answers
-from potstill.verdict import compare, mean_interval
 
 __all__ = ["DISTANCE", "PSNR", "SSIM", "figures", "gains", "means", "row"]
 

@@ -21,14 +21,14 @@ from potstill.data.loader import Loader
 from potstill.data.pictures import PictureConfig, PictureSet, middle
 from potstill.errors import UserError
 from potstill.losses.images import image_l1
+from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput
+from potstill.metrics.verdict import mean_interval
 from potstill.models.perception import Perception
 from potstill.models.weights import save_weights
-from potstill.taps import first_tensor
 from potstill.tasks import image_answers
 from potstill.tasks.contract import Answers
 from potstill.tasks.generated import answer, as_shares, augment_of, squares
-from potstill.verdict import mean_interval
 
 __all__ = ["ImageToImage"]
 

@@ -18,14 +18,14 @@ from potstill.batch import Batch, Signals, ask
 from potstill.data.loader import Loader
 from potstill.data.tokens import IGNORED, TokenSet
 from potstill.errors import UserError
+from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput
+from potstill.metrics.perplexity import document_scores, document_sums, means_by, perplexity, token_closeness
 from potstill.models.causal import save_huggingface
 from potstill.models.lora import merged, save_adapters
 from potstill.models.projection import COUNTED
 from potstill.models.weights import save_weights
-from potstill.perplexity import document_scores, document_sums, means_by, perplexity, token_closeness
 from potstill.report.content import TokenBin
-from potstill.taps import first_tensor
 from potstill.tasks.contract import Answers
 
 __all__ = ["LanguageModeling"]

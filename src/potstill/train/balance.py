@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from potstill import distributed
 from potstill.batch import Share
-from potstill.objective import Objective, Term
-from potstill.terms import MEASURED_SHARE
+from potstill.matching.objective import Objective, Term
+from potstill.matching.terms import MEASURED_SHARE
 from potstill.train.contract import Scheme
 from potstill.train.observe import Row
 

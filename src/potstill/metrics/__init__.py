@@ -1,0 +1,1 @@
+"""What predictions are worth: figures with their intervals, from arrays alone."""

@@ -1,0 +1,1 @@
+"""What a run found out: outcome, verdicts, and what the report tells of each task."""
