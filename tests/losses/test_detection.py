@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+
 from potstill.losses import bounded_regression, region_hint, weighted_classes, weighted_scores
-from potstill.losses.regions import inside_boxes, region_weights
+from potstill.losses.regions import inside_boxes, near_boxes, region_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -207,9 +208,43 @@ def test_nothing_outside_true_boxes_gets_a_gradient() -> None:
     assert not inside[1].any()
 
 
+def test_places_near_objects_are_those_of_anchors_of_their_size() -> None:
+    """A loop over boxes and places with torchvision's overlap; boxes that a grid cuts anywhere."""
+    ops = pytest.importorskip("torchvision.ops")
+    corners = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0)) * 0.6
+    size = 0.03 + 0.35 * torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(1))
+    boxes = torch.cat(
+        [corners, corners + size, torch.tensor([[1.0, 2.0, 1.0], [1.0, 0.0, 1.0]])[..., None]], 2
+    )
+    found = near_boxes(boxes, 7, 9)
+    for image in range(2):
+        wanted = torch.zeros(7, 9, dtype=torch.bool)
+        for left, top, right, bottom, label in boxes[image].tolist():
+            if label == 0:
+                continue
+            anchors = [
+                [(x + 0.5) / 9 - (right - left) / 2, (y + 0.5) / 7 - (bottom - top) / 2]
+                for y in range(7)
+                for x in range(9)
+            ]
+            each = torch.tensor([[a, b, a + right - left, b + bottom - top] for a, b in anchors])
+            overlap = ops.box_iou(each, torch.tensor([[left, top, right, bottom]])).view(7, 9)
+            wanted |= overlap > 0.5 * overlap.max()
+            wanted[int((top + bottom) / 2 * 7), int((left + right) / 2 * 9)] = True
+        assert torch.equal(found[image], wanted)
+    assert not near_boxes(BOXES, 4, 5)[1].any()
+
+
+def test_a_small_object_has_a_place_of_its_own() -> None:
+    """Smaller than a place and at its edge: it touches two, and near is the one that holds its middle."""
+    boxes = torch.tensor([[[0.35, 0.3, 0.52, 0.7, 1.0]]])
+    assert inside_boxes(boxes, 1, 2).tolist() == [[[True, True]]]
+    assert near_boxes(boxes, 1, 2).tolist() == [[[True, False]]]
+
+
 def test_weights_of_an_image_sum_to_one() -> None:
     teacher = normal(1, 3, 4, 5)
-    for regions in ("none", "boxes", "split", "attention"):
+    for regions in ("none", "boxes", "near", "split", "attention"):
         weights = region_weights(BOXES[:1], teacher, regions, 0.3)  # type: ignore[arg-type]
         assert float(weights.sum()) == pytest.approx(1.0)
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from potstill.losses._declare import Unit, matches
 from potstill.losses.reduce import blanked, masked
 
-__all__ = ["inside_boxes", "region_hint", "region_weights"]
+__all__ = ["inside_boxes", "near_boxes", "region_hint", "region_weights"]
 
-Regions = Literal["none", "boxes", "confident", "split", "attention"]
+Regions = Literal["none", "boxes", "near", "confident", "split", "attention"]
+NEAR = 0.5
+"""Share of the best overlap from which on a place is near an object, that of Wang and others."""
 
 
 def region_weights(boxes: Tensor | None, teacher: Tensor, regions: Regions, background: float) -> Tensor:
@@ -38,6 +40,8 @@ def region_weights(boxes: Tensor | None, teacher: Tensor, regions: Regions, back
         return (spread / torch.where(total == 0, torch.ones_like(total), total)).view(count, height, width)
     if boxes is None:
         raise ValueError(f"regions: {regions} needs boxes")
+    if regions == "near":
+        return _shared(near_boxes(boxes, height, width))
     inside = inside_boxes(boxes, height, width)
     front = _shared(inside)
     if regions != "split":
@@ -54,6 +58,32 @@ def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     columns = (x + 1 > left * width) & (x < right * width) & there  # (N, n, W)
     rows = (y + 1 > top * height) & (y < bottom * height) & there
     return (rows[..., :, None] & columns[..., None, :]).any(dim=1)
+
+
+def near_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Places near an object, ``(N, H, W)`` boolean; ``boxes`` as in :func:`region_weights`.
+
+    An anchor of the object's own size stands at every place; those count whose overlap with the object is
+    over half that of the best, and the one that holds its middle, however small it is. The authors take the
+    detector's own anchors.
+
+    Example:
+        >>> near_boxes(torch.tensor([[[0.0, 0.0, 0.5, 1.0, 1.0]]]), 1, 4)
+        tensor([[[ True,  True, False, False]]])
+    """
+    left, top, right, bottom = (boxes[..., side, None] for side in range(4))  # (N, n, 1)
+    off_x, off_y = (
+        (torch.arange(places, device=boxes.device) + 0.5) / places - (low + high) / 2
+        for places, low, high in ((width, left, right), (height, top, bottom))
+    )
+    across = (right - left - off_x.abs()).clamp(min=0)  # (N, n, W)
+    down = (bottom - top - off_y.abs()).clamp(min=0)  # (N, n, H)
+    shared = down[..., :, None] * across[..., None, :]  # (N, n, H, W)
+    size = ((right - left) * (bottom - top))[..., None]
+    overlap = shared / (2 * size - shared).clamp(min=1e-12)
+    near = overlap > NEAR * overlap.amax(dim=(2, 3), keepdim=True)
+    middle = (off_y.abs() <= 0.5 / height)[..., :, None] & (off_x.abs() <= 0.5 / width)[..., None, :]
+    return ((near | middle) & (boxes[..., 4] > 0)[..., None, None]).any(dim=1)
 
 
 def _shared(mask: Tensor) -> Tensor:
@@ -81,9 +111,10 @@ def region_hint(
     Args:
         student: Adapted map ``(N, C, H, W)``.
         teacher: Map of the same shape.
-        regions: Which places count: all alike (``none``), those in true ``boxes``, those in boxes that the
-            teacher is ``confident`` of, both sides of the true boxes with weights of their own (``split``),
-            or by the teacher's ``attention``, the mean square of its channels.
+        regions: Which places count: all alike (``none``), those in true ``boxes``, those ``near`` their
+            middle (:func:`near_boxes`), those in boxes that the teacher is ``confident`` of, both sides of
+            the true boxes with weights of their own (``split``), or by the teacher's ``attention``, the mean
+            square of its channels.
         background: Of ``split``: the weight of everything outside boxes.
         boxes: ``(N, n, 5)``: corners as shares of the image, and a class, 0 where there is no box.
         where: Boolean ``(N,)``: which samples count.

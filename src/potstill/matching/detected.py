@@ -144,7 +144,7 @@ def shown_boxes(term: Term, teacher: Signals, batch: Batch) -> Tensor | None:
         UserError: If there are none.
     """
     regions = term.options.get("regions")
-    if regions in ("boxes", "split"):
+    if regions in ("boxes", "near", "split"):
         if batch.target is None or batch.target.dim() != 3:
             raise UserError(
                 f"{term.where}.regions", f"{regions} needs boxes as labels, as task: detection has"
