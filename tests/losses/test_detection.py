@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-
 from potstill.losses import bounded_regression, region_hint, weighted_classes, weighted_scores
 from potstill.losses.regions import inside_boxes, near_boxes, region_weights
 
