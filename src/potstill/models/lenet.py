@@ -22,6 +22,7 @@ class LeNet(nn.Module):
         LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998,
         https://doi.org/10.1109/5.726791
 
+    >>> import torch
     >>> LeNet()(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """

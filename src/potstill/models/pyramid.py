@@ -32,6 +32,7 @@ class Pyramid(nn.Module):
         UserError: If there is no such backbone, stride or file.
 
     Example:
+        >>> import torch
         >>> levels = Pyramid("mobilenet_v2", (16, 32), 8, arguments={"width_mult": 0.1})
         >>> [tuple(level.shape[1:]) for level in levels(torch.zeros(1, 3, 64, 96)).values()]
         [(8, 4, 6), (8, 2, 3)]

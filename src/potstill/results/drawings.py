@@ -96,8 +96,8 @@ def sheets(experiment: Experiment, outcome: Outcome) -> tuple[Sheet, ...]:
 def between(one: Tensor, other: Tensor, steps: int) -> Tensor:
     """Noises ``(steps, k)`` on the arc from one ``(k,)`` to another: as long as noise is, unlike a mean.
 
-    >>> between(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 3).norm(dim=1)
-    tensor([1., 1., 1.])
+    >>> [round(float(each.norm()), 3) for each in between(torch.eye(2)[0], torch.eye(2)[1], 3)]
+    [1.0, 1.0, 1.0]
     """
     share = torch.linspace(0.0, 1.0, steps, device=one.device)[:, None]
     cosine = torch.dot(one, other) / (one.norm() * other.norm()).clamp(min=1e-12)
