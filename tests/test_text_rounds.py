@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from potstill import measure
-from potstill.rounds.loop import deciding
+from potstill.rounds import deciding
 from potstill.run import load_student, run
 from potstill.train.loop import Training
 from tests.books import recipe_beside_a_book

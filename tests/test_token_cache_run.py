@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from potstill.assembly.load import language
+from potstill.assembly import language
 from potstill.errors import UserError
 from potstill.models.characters import character_tokenizer, tiny_llama
 from potstill.models.weights import save_weights
