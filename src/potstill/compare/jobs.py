@@ -20,6 +20,7 @@ from potstill.compare.lineup import CONTROL
 from potstill.compare.place import Job, Place
 from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.metrics.quality import shown
 
 __all__ = ["Outcomes", "check_jobs", "run_here", "run_in_processes"]
 
@@ -90,8 +91,9 @@ def run_here(
 
 def _line(place: Place, job: Job, title: str) -> str:
     figures = place.figures(job)
+    reached = shown(figures["metric"], figures["last"])
     return (
-        f"{title}: {figures['last']:.2%} on the test part after {figures['steps']} steps, "
+        f"{title}: {reached} on the test part after {figures['steps']} steps, "
         f"{figures['seconds']:.0f} s, {figures['seconds_per_step']:.3g} s a step"
     )
 
