@@ -188,7 +188,24 @@ def test_boxes_that_do_not_lie_in_their_image_are_told(shapes: Path, change: Any
             lambda raw: raw["images"][0].update(split="odd"),
             r"image 1: has split 'odd', expected one of train",
         ),
+        (
+            lambda raw: raw["images"][0].update(split=["odd"]),
+            r"image 1: has split \['odd'\], expected one of",
+        ),
         (lambda raw: raw["images"][0].update(file_name=None), r"image 1: expected a file_name"),
+        (
+            lambda raw: raw["images"][0].update(width=float("inf")),
+            r"image 1: expected height and width in pixels",
+        ),
+        (
+            lambda raw: raw["images"].append({**raw["images"][0], "id": 77, "split": "test"}),
+            r"data\.path: 1 images are listed more than once, in one part or in two, the first: .*1\.png",
+        ),
+        (add(iscrowd="0"), r"annotation 900: expected iscrowd 0 or 1, got '0'"),
+        (
+            lambda raw: [note.update(iscrowd=1) for note in raw["annotations"]],
+            r"data\.path: expected boxes to learn from",
+        ),
         (lambda raw: raw["images"][0].update(width=0), r"image 1: expected height and width in pixels"),
         (lambda raw: raw["categories"][0].update(name="disc"), r"categories: the name 'disc' occurs twice"),
         (lambda raw: raw.update(images=[3]), r"images: expected an id in each, got 3"),
@@ -229,17 +246,105 @@ def test_an_image_of_another_size_than_its_labels_say_is_named(shapes: Path) -> 
         read(shapes).train.__getitems__([2])
 
 
-def test_lines_of_yolo_are_checked(tmp_path: Path) -> None:
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
     for folder in ("images", "labels"):
         (tmp_path / "y" / folder).mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "y" / "images" / "a.png")
-    config = BoxConfig(kind="yolo", path="y", classes=("one",))
-    for line, message in (
-        ("3 0.5 0.5 0.1 0.1", "line 1: expected a class 0 to 0"),
-        ("0 a", "expected numbers"),
-    ):
-        (tmp_path / "y" / "labels" / "a.txt").write_text(line)
-        with pytest.raises(UserError, match=message):
-            load_boxes(config, [tmp_path])
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "y" / "images" / f"{number}.png")
+        (tmp_path / "y" / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"3 0.5 0.5 0.1 0.1", r"0\.txt: line 1: expected a class 0 to 0"),
+        (b"nan 0.5 0.5 0.1 0.1", r"0\.txt: line 1: expected a class 0 to 0"),
+        (b"inf 0.5 0.5 0.1 0.1", r"0\.txt: line 1: expected a class 0 to 0"),
+        (b"0 0.1 0.1 0.2 0.2 0.3 0.3", r"0\.txt: line 1: expected a class 0 to 0 and four shares"),
+        (b"\n0 nan 0.5 0.1 0.1", r"0\.txt: line 1: expected four finite numbers as a box"),
+        (b"0 a", r"0\.txt: line 1: expected numbers"),
+        (b"\xff\xfe", r"0\.txt: expected text"),
+    ],
+)
+def test_lines_of_yolo_are_checked(yolo: Path, line: bytes, message: str) -> None:
+    (yolo / "y" / "labels" / "0.txt").write_bytes(line)
+    with pytest.raises(UserError, match=message):
+        load_boxes(BoxConfig(kind="yolo", path="y", classes=("one",)), [yolo])
+
+
+def test_boxes_of_yolo_outside_or_without_an_area_are_told(yolo: Path) -> None:
+    lines = "0 1.5 0.5 0.1 0.1\n0 0.5 0.5 -0.1 0.1\n0 1 0.5 0.5 0.5"
+    (yolo / "y" / "labels" / "0.txt").write_text(lines)
+    (yolo / "y" / "labels" / "1.txt").unlink()  # nobody found anything there
+    notes = load_boxes(BoxConfig(kind="yolo", path="y", classes=("one",), validation=1), [yolo]).notes
+    for told in ("1 box(es) outside", "1 box(es) without an area", "1 box(es) were clipped"):
+        assert any(told in note for note in notes)
+
+
+def test_yolo_needs_names_that_differ(yolo: Path) -> None:
     with pytest.raises(UserError, match=r"data\.classes: missing"):
-        load_boxes(BoxConfig(kind="yolo", path="y"), [tmp_path])
+        load_boxes(BoxConfig(kind="yolo", path="y"), [yolo])
+    with pytest.raises(UserError, match=r"data\.classes: the name 'one' occurs twice"):
+        load_boxes(BoxConfig(kind="yolo", path="y", classes=("one", "one")), [yolo])
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Four images with one box each, in one part."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / "v" / folder).mkdir(parents=True)
+    box = "<xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax>"
+    thing = f"<object><name>one</name><bndbox>{box}</bndbox></object>"
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "v" / "JPEGImages" / f"{number}.png")
+        size = "<size><width>8</width><height>8</height></size>"
+        text = f"<annotation><filename>{number}.png</filename>{size}{thing}</annotation>"
+        (tmp_path / "v" / "Annotations" / f"{number}.xml").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<xmin>1<", "<xmin>nan<", r"0\.xml: expected four finite numbers as a box"),
+        ("<xmax>4</xmax>", "", r"0\.xml: expected four finite numbers as a box"),
+        ("<xmin>1<", "<xmin>one<", r"0\.xml: expected Pascal VOC xml: could not convert"),
+        ("<name>one</name>", "", r"0\.xml: expected Pascal VOC xml: an object without a name or a bndbox"),
+        ("bndbox", "box", r"0\.xml: expected Pascal VOC xml: an object without a name or a bndbox"),
+        ("<width>8<", "<width>inf<", r"0\.xml: expected Pascal VOC xml: cannot convert"),
+        ("<width>8<", "<width>-8<", r"0\.xml: expected Pascal VOC xml: a size of 8 x -8"),
+        ("</annotation>", "", r"0\.xml: expected Pascal VOC xml: no element|unclosed"),
+        ("0.png", "gone.png", r"data\.path: 1 of 4 images are missing, the first: .*gone"),
+    ],
+)
+def test_what_is_wrong_with_an_xml_is_named(voc: Path, old: str, new: str, message: str) -> None:
+    path = voc / "v" / "Annotations" / "0.xml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        load_boxes(BoxConfig(kind="voc", path="v", validation=1), [voc])
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("0\n1\n9", r"data\.path: .*train\.txt lists '9', which has no xml"),
+        ("0\n1\n1", r"data\.path: 1 images are listed more than once, .*1\.png"),
+        ("0\n1\n3", r"data\.path: 1 images are listed more than once, in one part or in two, .*3\.png"),
+    ],
+)
+def test_lists_of_voc_are_checked(voc: Path, train: str, message: str) -> None:
+    (voc / "v" / "ImageSets" / "Main" / "train.txt").write_text(train)
+    (voc / "v" / "ImageSets" / "Main" / "val.txt").write_text("3")
+    with pytest.raises(UserError, match=message):
+        load_boxes(BoxConfig(kind="voc", path="v", validation=1), [voc])
+
+
+def test_difficult_boxes_of_voc_are_crowds(voc: Path) -> None:
+    path = voc / "v" / "Annotations" / "0.xml"
+    path.write_text(path.read_text().replace("</name>", "</name><difficult>1</difficult>"))
+    for part, stems in (("train", "0\n1"), ("val", "2"), ("test", "3")):
+        (voc / "v" / "ImageSets" / "Main" / f"{part}.txt").write_text(stems)
+    train = load_boxes(BoxConfig(kind="voc", path="v"), [voc]).train
+    assert [[box.crowd for box in image.boxes] for image in train.annotated] == [[True], [False]]

@@ -12,7 +12,8 @@ from typing import Any
 
 from potstill.errors import UserError
 
-__all__ = ["IMAGES", "PARTS", "Annotated", "Box", "LeftOut", "Parts", "read_coco", "size_of", "unlabelled"]
+__all__ = ["IMAGES", "PARTS", "Annotated", "Box", "LeftOut", "Parts"]
+__all__ += ["distinct", "lines_of", "read_coco", "size_of", "unlabelled"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "test": "test"}
@@ -94,10 +95,7 @@ def read_coco(annotations: Path, images: Path, where: str = "data.path") -> Part
     """
     raw = _json(annotations, where)
     categories = _by_id(raw["categories"], f"{annotations}: categories")
-    names = tuple(str(each.get("name", number)) for number, each in categories.items())
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"{annotations}: categories", f"the name {name!r} occurs twice")
+    names = distinct([_name(each) for each in categories.values()], f"{annotations}: categories")
     label = {number: place for place, number in enumerate(categories)}
     entries = _by_id(raw["images"], f"{annotations}: images")
     if not entries:
@@ -113,12 +111,15 @@ def read_coco(annotations: Path, images: Path, where: str = "data.path") -> Part
         x, y, width, height = _numbers(note.get("bbox"), at)
         corners = left.cornered((x, y, x + width, y + height), sizes[note["image_id"]], at)
         if corners is not None:
-            box = Box(corners, label[note["category_id"]], bool(note.get("iscrowd", 0)))
+            crowd = note.get("iscrowd", 0)
+            if crowd not in (0, 1):
+                raise UserError(at, f"expected iscrowd 0 or 1, got {crowd!r}")
+            box = Box(corners, label[note["category_id"]], bool(crowd))
             boxes.setdefault(note["image_id"], []).append(box)
     parts: dict[str, list[Annotated]] = {}
     for number, entry in entries.items():
         at, split = f"{annotations}: image {number}", entry.get("split", "train")
-        if split not in PARTS:
+        if not isinstance(split, str) or split not in PARTS:
             raise UserError(at, f"has split {split!r}, expected one of {', '.join(PARTS)}")
         if not isinstance(entry.get("file_name"), str):
             raise UserError(at, f"expected a file_name, got {entry.get('file_name')!r}")
@@ -153,6 +154,23 @@ def _by_id(rows: Sequence[Mapping[str, Any]], where: str) -> dict[int, Mapping[s
     return dict(sorted(found.items(), key=lambda each: (isinstance(each[0], str), each[0])))
 
 
+def _name(category: Mapping[str, Any]) -> str:
+    name = category.get("name")
+    return str(category["id"] if name is None else name)
+
+
+def distinct(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """The names of classes, which must differ: classes are matched by name.
+
+    Raises:
+        UserError: If one occurs twice.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(where, f"the name {name!r} occurs twice")
+    return tuple(names)
+
+
 def _listed(number: Any, table: Mapping[int, Any]) -> bool:
     return isinstance(number, int | str) and number in table
 
@@ -169,7 +187,7 @@ def _sides(entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     both = entry.get("height"), entry.get("width")
     if None in both:
         return None
-    if not all(isinstance(each, int | float) and each >= 1 for each in both):
+    if not all(isinstance(each, int | float) and 1 <= each < math.inf for each in both):
         raise UserError(where, f"expected height and width in pixels, got {both[0]!r} and {both[1]!r}")
     return int(both[0]), int(both[1])  # type: ignore[arg-type]
 
@@ -187,6 +205,19 @@ def size_of(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"expected an image: {error}") from error
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that say something.
+
+    Raises:
+        UserError: At its path, if it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"expected text: {error}") from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def unlabelled(folder: Path, where: str = "data.unlabelled") -> list[Annotated]:

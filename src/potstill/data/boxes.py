@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,7 @@ def load_boxes(config: BoxConfig, search: Sequence[Path]) -> Splits[BoxSet]:
     if config.test_with_validation:
         test = BoxSet([*validation.annotated, *test.annotated], test.class_names, test.size)
         notes.append("measured on validation and test part together")
-    if not any(image.boxes for image in train.annotated):
+    if not any(not box.crowd for image in train.annotated for box in image.boxes):
         raise UserError("data.path", f"expected boxes to learn from, got {len(train)} images without any")
     return Splits(train, validation, test, notes)
 
@@ -194,8 +195,16 @@ def _complete(read: Parts, config: BoxConfig, notes: list[str]) -> None:
 
 
 def _check_files(read: Parts) -> None:
-    """Missing files are told together, before anything is trained."""
-    absent = [image.path for some in read.images.values() for image in some if not image.path.is_file()]
+    """Missing files are told together, before anything is trained, and so are those listed twice."""
+    paths = [image.path for some in read.images.values() for image in some]
+    absent = [path for path in paths if not path.is_file()]
     if absent:
-        total = sum(map(len, read.images.values()))
-        raise UserError("data.path", f"{len(absent)} of {total} images are missing, the first: {absent[0]}")
+        raise UserError(
+            "data.path", f"{len(absent)} of {len(paths)} images are missing, the first: {absent[0]}"
+        )
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise UserError(
+            "data.path",
+            f"{len(twice)} images are listed more than once, in one part or in two, the first: {twice[0]}",
+        )

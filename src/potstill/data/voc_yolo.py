@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from potstill.data.box_files import IMAGES, PARTS, Annotated, Box, LeftOut, Parts, size_of
+from potstill.data.box_files import IMAGES, PARTS, Annotated, Box, LeftOut, Parts, distinct, lines_of, size_of
 from potstill.errors import UserError
 
 __all__ = ["read_voc", "read_yolo"]
@@ -45,19 +45,22 @@ def _xml(path: Path) -> tuple[str, Objects, tuple[int, int] | None]:
         root = ElementTree.parse(path).getroot()
         rows: Objects = []
         for thing in root.iter("object"):
-            box = thing.find("bndbox")
-            assert box is not None, "an object has a box"
+            box, name = thing.find("bndbox"), thing.findtext("name")
+            if box is None or not name:
+                raise ValueError("an object without a name or a bndbox")
             left, top, right, bottom = (
-                float(box.findtext(name, "nan")) for name in ("xmin", "ymin", "xmax", "ymax")
+                float(box.findtext(side, "nan")) for side in ("xmin", "ymin", "xmax", "ymax")
             )
             # pixels are counted from 1, and the last one belongs to the box
             corners = (left - 1, top - 1, right, bottom)
-            rows.append((str(thing.findtext("name")), corners, thing.findtext("difficult") == "1"))
+            rows.append((name, corners, thing.findtext("difficult") == "1"))
         height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
-    except (ElementTree.ParseError, OSError, ValueError, AssertionError) as error:
+        if min(height, width) < 0:
+            raise ValueError(f"a size of {height} x {width}")
+    except (ElementTree.ParseError, OSError, ValueError, OverflowError) as error:
         raise UserError(str(path), f"expected Pascal VOC xml: {error}") from error
-    name = root.findtext("filename") or f"{path.stem}.jpg"
-    return name, rows, (height, width) if height and width else None
+    file_name = root.findtext("filename") or f"{path.stem}.jpg"
+    return file_name, rows, (height, width) if height and width else None
 
 
 def _listed(
@@ -67,7 +70,7 @@ def _listed(
     if not lists:
         yield "train", list(images.values())
     for file in lists:
-        stems = file.read_text(encoding="utf-8").split()
+        stems = lines_of(file)
         for stem in stems:
             if stem not in images:
                 raise UserError(where, f"{file} lists {stem!r}, which has no xml")
@@ -87,10 +90,10 @@ def read_yolo(folder: Path, names: Sequence[str], where: str = "data.path") -> P
     """
     listed = folder / "classes.txt"
     if not names and listed.is_file():
-        names = listed.read_text(encoding="utf-8").split("\n")
-        names = [name.strip() for name in names if name.strip()]
+        names = lines_of(listed)
     if not names:
         raise UserError("data.classes", f"missing; {folder} has no classes.txt")
+    names = distinct(names, "data.classes")
     files = sorted(file for file in (folder / "images").rglob("*") if file.suffix.lower() in IMAGES)
     if not files:
         raise UserError(where, f"no image in {folder / 'images'}")
@@ -100,19 +103,19 @@ def read_yolo(folder: Path, names: Sequence[str], where: str = "data.path") -> P
         part = PARTS.get(inner.parts[0], "train") if len(inner.parts) > 1 else "train"
         labels = (folder / "labels" / inner).with_suffix(".txt")
         parts.setdefault(part, []).append(_yolo(file, labels, len(names), left))
-    return Parts(parts, tuple(names), left.notes())
+    return Parts(parts, names, left.notes())
 
 
 def _yolo(image: Path, labels: Path, classes: int, left: LeftOut) -> Annotated:
     height, width = size_of(image)
-    boxes, text = [], labels.read_text(encoding="utf-8") if labels.is_file() else ""
-    for number, line in enumerate(filter(str.strip, text.split("\n")), start=1):
+    boxes = []
+    for number, line in enumerate(lines_of(labels) if labels.is_file() else [], start=1):
         where = f"{labels}: line {number}"
         try:
             label, *shares = (float(part) for part in line.split())
         except ValueError as error:
             raise UserError(where, f"expected numbers, got {line!r}") from error
-        if len(shares) != 4 or label != int(label) or not 0 <= label < classes:
+        if len(shares) != 4 or not 0 <= label < classes or label != int(label):
             raise UserError(where, f"expected a class 0 to {classes - 1} and four shares, got {line!r}")
         x, y, w, h = shares
         corners = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
