@@ -18,6 +18,7 @@ from potstill.errors import UserError
 from potstill.folder import RunFolder
 from potstill.measure import parameters
 from potstill.report import ReportContent
+from potstill.report._format import percent
 from potstill.run import Result, execute
 from potstill.tasks import Detection
 from tests.shapes import SIDE, tiny, write_shapes
@@ -84,7 +85,9 @@ def test_a_tiny_detector_learns_shapes(taught: tuple[Path, Result]) -> None:
     student = taught[1].data["models"]["student"]
     assert student["map50"] > 0.15
     assert set(student["by_class"]) == {"square", "disc"}
-    assert student["bootstrap"][0] <= student["bootstrap"][1]
+    for name in ("bootstrap", "bootstrap50"):
+        assert 0 <= student[name][0] < student[name][1] <= 1
+    assert student["bootstrap50"][0] > student["bootstrap"][0]
 
 
 def test_a_detector_is_taught_and_compared(folder: Path, taught: tuple[Path, Result], tmp_path: Path) -> None:
@@ -116,6 +119,8 @@ def _check_page(found: Result, run: Path) -> None:
     assert {hint.term for hint in shown.hints} == {"region_hint", "sure"} or not shown.scenes
     assert [row.name for row in content.differences] == ["square", "disc"]
     page = found.report.read_text()
+    ends = found.data["models"]["student"]["bootstrap50"]
+    assert " to ".join(percent(each, 1) for each in ends) in page
     for name in ("scenes", "classes", "curves", "regions"):
         assert f'<section id="{name}">' in page
     assert page.count("<use href=") == 3 * len(shown.scenes)

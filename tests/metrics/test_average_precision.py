@@ -74,7 +74,20 @@ def test_leaving_an_image_out_is_matching_without_it() -> None:
 
 def test_jackknife_and_bootstrap_agree_on_the_error() -> None:
     matched = match(*example(40, seed=3), 3)
-    assert matched.jackknife().std(ddof=1) / 40**0.5 == pytest.approx(matched.bootstrap().std(), rel=0.35)
+    assert matched.jackknife().std(ddof=1) / 40**0.5 == pytest.approx(matched.bootstrap()[0].std(), rel=0.35)
+
+
+def test_bootstrap_draws_images_with_replacement() -> None:
+    """Against matching the images of each draw anew, one as often as it was drawn."""
+    truth, found = example(8)
+    drawn = match(truth, found, 3).bootstrap(samples=3, seed=5)
+    assert drawn.shape == (2, 3)
+    rows = np.random.default_rng(5).multinomial(8, np.full(8, 1 / 8), size=3)
+    for place, row in enumerate(rows):
+        again = np.repeat(np.arange(8), row)
+        anew = match([truth[at] for at in again], [found[at] for at in again], 3)
+        assert drawn[0, place] == pytest.approx(anew.mean())
+        assert drawn[1, place] == pytest.approx(anew.by_overlap()[0])
 
 
 def test_nothing_found_and_nothing_to_find() -> None:

@@ -132,10 +132,15 @@ class Matches:
         return count * whole - (count - 1) * without
 
     def bootstrap(self, samples: int = 200, seed: int = 0) -> NDArray[np.float64]:
-        """Mean of so many data sets drawn from the images with replacement, ``(samples,)``."""
+        """mAP, and the mean at an overlap of 0.5, of data sets drawn from the images with replacement.
+
+        Returns:
+            ``(2, samples)``.
+        """
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=samples)
-        return np.array([self.mean(row) for row in draws])
+        values = [self._values(weights=row) for row in draws]
+        return np.array([[_mean(each) for each in values], [_mean(each[:, 0]) for each in values]])
 
     def curve(self, label: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Recall and precision of a class (from 1) at an overlap of one half."""

@@ -225,15 +225,19 @@ def _groups(material: Material) -> Iterator[tuple[str, Sequence[tuple[str, str, 
 
 def _boxes(material: Material) -> Iterator[tuple[str, str, Cell]]:
     """Rows of a detector: by overlap, and by size of the objects."""
-    for key, name in (("map50", "At an overlap of 0.5"), ("map75", "At an overlap of 0.75")):
-        yield name, "", partial(_of_overlap, material, key)
+    half = partial(_of_overlap, material, "map50", "bootstrap50")
+    yield "At an overlap of 0.5", "interval by bootstrap over images", half
+    yield "At an overlap of 0.75", "", partial(_of_overlap, material, "map75", None)
     sizes = (("small", "below 32² pixels"), ("medium", "32² to 96²"), ("large", "above"))
     for size, hint in sizes:
         yield f"{size.capitalize()} objects", hint, partial(_of_size, material, size)
 
 
-def _of_overlap(material: Material, key: str, arm: str) -> str:
-    return _share(material.model(arm).get(key))
+def _of_overlap(material: Material, key: str, interval: str | None, arm: str) -> str:
+    figures = material.model(arm)
+    ends = figures.get(interval) if interval else None
+    small = f"<small>{percent(ends[0], 1)} to {percent(ends[1], 1)}</small>" if ends else ""
+    return _share(figures.get(key)) + small
 
 
 def _of_size(material: Material, size: str, arm: str) -> str:

@@ -43,9 +43,10 @@ def matched(answers: NDArray[Any], part: BoxSet, classes: int) -> Matches:
 
 
 def summed_up(matches: Sequence[Matches], class_names: Sequence[str]) -> dict[str, Any]:
-    """Means over seeds by overlap, size and class, and the interval of mAP by bootstrap over images."""
+    """Means over seeds by overlap, size and class; intervals of mAP and mAP50 by bootstrap over images."""
     overlaps = np.mean([each.by_overlap() for each in matches], axis=0)
     drawn = np.mean([each.bootstrap() for each in matches], axis=0)
+    whole, half = np.quantile(drawn, (0.025, 0.975), axis=1).T.tolist()
     return {
         "map50": float(overlaps[0]),
         "map75": float(overlaps[1]),
@@ -57,7 +58,8 @@ def summed_up(matches: Sequence[Matches], class_names: Sequence[str]) -> dict[st
                 strict=True,
             )
         ),
-        "bootstrap": [float(each) for each in np.quantile(drawn, (0.025, 0.975))],
+        "bootstrap": whole,
+        "bootstrap50": half,
     }
 
 
