@@ -43,6 +43,8 @@ ARMS: tuple[Arm, ...] = ("control", "student")
 EVALUATION_BATCH = 256
 OTHER_SEEDS = 1_000_003
 """From one network of a scheme to the next: apart from the seeds of a recipe's runs."""
+FITTED_TO = 8
+"""Samples that adapters are fitted to: a map has many positions, and each costs a pass of the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class Experiment:
             fresh=lambda place, number: self._network(self._maker(place), seed + OTHER_SEEDS * number),
             teacher=self.teaching(seed),
             objective=objective,
-            example=self.example(),
+            example=self.example(FITTED_TO if objective.fitted else 2),
             samples=len(self._learnt("student")),
             classes=self.task.num_classes,
             seed=seed,
@@ -156,10 +158,10 @@ class Experiment:
             return config.with_exits(network, self.example().to("cpu"))
         return network
 
-    def example(self) -> Batch:
-        """Two plain training samples, for shapes."""
-        rows = self.splits.train.__getitems__([0, min(1, len(self.splits.train) - 1)])
-        return self.task.plain_batch(*rows)
+    def example(self, samples: int = 2) -> Batch:
+        """The first plain training samples (the last again where there are fewer), for shapes and fits."""
+        last = len(self.splits.train) - 1
+        return self.task.plain_batch(*self.splits.train.__getitems__([min(n, last) for n in range(samples)]))
 
     def training(self, seed: int, arm: Arm = "student") -> tuple[Loader, Prepare]:
         """The training batches of a seed and how to prepare them; equal for both arms.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
@@ -15,6 +16,8 @@ from potstill.errors import UserError
 __all__ = ["Adapter", "build", "kind_of"]
 
 KINDS = {2: "vector", 3: "tokens", 4: "maps"}
+RIDGE = 1e-4
+"""How much a fit shrinks what the samples hardly show, as a share of a channel's mean square."""
 
 
 def kind_of(shape: Sequence[int]) -> str:
@@ -90,6 +93,52 @@ class Adapter(nn.Module):
             return adaptive_avg_pool2d(features, (theirs[0], theirs[1]))
         return interpolate(features, size=theirs, mode="bilinear")
 
+    @torch.no_grad()
+    def fit(self, student: Tensor, teacher: Tensor, where: Tensor | None = None) -> float:
+        """Set the projection to its least-squares solution, with a ridge of ``RIDGE``.
+
+        Args:
+            student: What :meth:`forward` would take.
+            teacher: What it should give.
+            where: Which of the student's tokens count, ``(N, L)``; used where both have as many.
+
+        Returns:
+            Share of the teacher's variance that it explains, at most 1; below 0 where the mean alone, which
+            a projection without bias cannot give, would be nearer.
+
+        Raises:
+            ValueError: If there is no bare projection to fit, or there are fewer positions than channels.
+        """
+        if not isinstance(self.project, nn.Conv2d | nn.Linear) or self.norm is not None:
+            raise ValueError(f"expected a projection without a norm, got '{self.describe()}'")
+        inputs, wanted = (
+            _rows(student.mean(dim=(2, 3)) if self.pool_away else self._resize(student)),
+            _rows(teacher),
+        )
+        if where is not None and teacher.shape[:2] == where.shape == student.shape[:2]:
+            inputs, wanted = inputs[where.flatten().cpu()], wanted[where.flatten().cpu()]
+        if len(inputs) < self.channels[0]:
+            raise ValueError(
+                f"expected at least as many positions as the layer has channels ({self.channels[0]}), got "
+                f"{len(inputs)} in the example"
+            )
+        ridge = RIDGE * inputs.square().mean(dim=0).mean() * len(inputs) * torch.ones(self.channels[0])
+        if self.project.bias is not None:
+            inputs, ridge = (
+                torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1),
+                torch.cat([ridge, torch.zeros(1)]),
+            )
+        solved = torch.linalg.lstsq(
+            inputs.T @ inputs + ridge.diag(), inputs.T @ wanted
+        ).solution  # (C_s, C_t)
+        weight = solved[: self.channels[0]].T
+        self.project.weight.copy_(weight.reshape(self.project.weight.shape))
+        if self.project.bias is not None:
+            self.project.bias.copy_(solved[-1])
+        left = (wanted - inputs @ solved).square().sum()
+        spread = (wanted - wanted.mean(dim=0)).square().sum()
+        return 1.0 - float(left / spread.clamp(min=torch.finfo(torch.float64).tiny))
+
     def describe(self) -> str:
         """What it does, in words.
 
@@ -109,6 +158,12 @@ class Adapter(nn.Module):
             pools = self.shrinks and self.student_kind == "maps"
             steps.append(f"{'pool' if pools else 'interpolate'} {ours}->{theirs}")
         return ", ".join(steps)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """Maps, tokens or vectors as ``(positions, C)`` float64 on the CPU."""
+    last = features.movedim(1, -1) if features.dim() == 4 else features
+    return last.flatten(0, -2).double().cpu()
 
 
 def build(

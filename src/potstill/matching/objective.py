@@ -144,6 +144,11 @@ class Objective:
         return any(not term.on_output for term in self.terms.values())
 
     @property
+    def fitted(self) -> tuple[str, ...]:
+        """Names of the terms whose adapters start at their best fit."""
+        return tuple(term.name for term in self.terms.values() if term.config.adapter == "fitted")
+
+    @property
     def student_paths(self) -> tuple[str, ...]:
         """Layers to tap in the student, once there is a plan."""
         return self._paths(pair.student for pair in self.plan)

@@ -21,6 +21,7 @@ from potstill.matching.pairing import Layers
 __all__ = ["MEASURED_SHARE", "LabelsConfig", "Term", "TermConfig", "Times", "parse_terms", "weight_at"]
 
 Schedule = Literal["constant", "linear", "cosine"]
+Start = Literal["random", "fitted"]
 FIRST_WARMUP = 1e-3
 """Share of the weight with which a warm-up begins: never nothing, so there is always a gradient."""
 MEASURED_SHARE = 0.02
@@ -61,6 +62,8 @@ class TermConfig(Times):
     """Name of a function in :mod:`potstill.losses`."""
     layers: Layers = "auto"
     """``auto``, ``[path, ...]``, ``[[student, teacher], ...]`` or ``{student: teacher}``."""
+    adapter: Start = "random"
+    """How its adapters begin: ``fitted`` is the least-squares map from student's to teacher's layers."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the loss."""
 
@@ -127,6 +130,7 @@ class Term:
         self.share = self._wanted_share() if config.weight == "auto" else None
         self.options = self._checked_options()
         _check_layers(self.where, config.layers, self.spec)
+        _check_adapter(self.where, config, self.spec)
 
     def _checked_options(self) -> dict[str, Any]:
         known = options_of(self.function)
@@ -247,3 +251,10 @@ def _check_layers(where: str, layers: Any, spec: LossSpec) -> None:
         whole = isinstance(pair, list | tuple) and (isinstance(item, str) or len(pair) == 2)
         if not whole or not all(isinstance(path, str) for path in pair):
             raise UserError(where, f"{forms}, got {item!r} in it")
+
+
+def _check_adapter(where: str, config: TermConfig, spec: LossSpec) -> None:
+    check_value(f"{where}.adapter", config.adapter, Start)
+    if config.adapter == "fitted" and (not spec.adapter or spec.normalised):
+        has = "has an adapter that ends in a norm" if spec.normalised else "has no adapter"
+        raise UserError(f"{where}.adapter", f"fitted has no meaning for {config.loss}, which {has}")

@@ -69,6 +69,8 @@ class Mutual(nn.Module):
         for term in objective.terms.values():
             if term.signal == "gradients":
                 raise UserError(term.where, "needs the other peer's gradients, which a detached peer has not")
+            if term.config.adapter == "fitted":
+                raise UserError(f"{term.where}.adapter", "fitted has no meaning where peers know nothing yet")
         if objective.needs_layers and example is None:
             raise UserError("example", "missing; terms that compare layers need a small batch to plan them")
         refuse_paraphrasers(objective)

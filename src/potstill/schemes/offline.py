@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from potstill.batch import Batch, Inputs, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.matching.comparison import any_valid
+from potstill.matching.fitting import fit_adapters
 from potstill.matching.objective import Objective
 from potstill.matching.taps import Tapped
 from potstill.schemes.paraphrasing import SHARE, paraphrasing
@@ -118,6 +119,9 @@ class Offline(nn.Module):
         if taught is not None and example is not None and self.objective.needs_layers:
             layers = partial(taught.layers, example.input("teacher"))
             made = self.objective.build(student, example.input("student"), layers, samples)
+            if self.objective.fitted:
+                known = self.objective.plan, made, self.objective.fitted
+                self.objective.plan = fit_adapters(*known, student, taught.network, example)
             taught = taught.tapping(self.objective.teacher_paths, self.objective.pooled_paths)
         plan = self.objective.plan
         sources = {pair.key: pair.student for pair in plan if pair.key in made}
