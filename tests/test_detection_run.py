@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from potstill.assembly.load import load_experiment
 from potstill.compare import compare_methods
@@ -318,6 +319,64 @@ def test_detectors_of_torchvision_and_of_users_know_the_datas_classes(folder: Pa
         load_experiment(from_mapping(raw), [tmp_path, folder])
 
 
+def test_a_detector_of_the_users_is_taught(folder: Path, taught: tuple[Path, Result], tmp_path: Path) -> None:
+    """A file of theirs makes it, with heads and anchors that only torchvision's contract says."""
+    (tmp_path / "own.py").write_text(
+        "import torchvision\n"
+        "from torchvision.models.detection import FasterRCNN\n"
+        "from torchvision.models.detection.anchor_utils import AnchorGenerator\n"
+        "def network(num_classes):\n"
+        "    body = torchvision.models.mobilenet_v2(weights=None, width_mult=0.1).features\n"
+        "    body.out_channels = 1280\n"
+        "    anchors = AnchorGenerator(((16, 24),), ((1.0,),))\n"
+        "    return FasterRCNN(body, num_classes + 1, rpn_anchor_generator=anchors,\n"
+        "        rpn_post_nms_top_n_train=20, rpn_post_nms_top_n_test=20, box_batch_size_per_image=16)\n"
+    )
+    raw = recipe(taught[0], student={"model": "own.py:network"}, distill={"response": {}})
+    experiment = load_experiment(from_mapping(raw), [tmp_path, folder])
+    scheme = experiment.scheme("student", 0)
+    loader, prepare = experiment.training(0)
+    step = scheme(prepare(*next(iter(loader.epoch(0))), 0))
+    step.loss.backward()
+    assert step.output.taps["box.classes"].shape[-1] == 3
+    assert float(step.parts["response"].total.detach()) > 0
+    answers = experiment.task.predict(
+        scheme.student, experiment.evaluation(experiment.splits.test), "student"
+    )
+    assert answers.shape == (16, 100, 6)
+
+
+class Quarter(nn.Module):
+    """Answers with one box, the left upper quarter of what it sees."""
+
+    def forward(self, images: torch.Tensor, **_: Any) -> torch.Tensor:
+        found = torch.zeros(len(images), 100, 6)
+        found[:, 0] = torch.tensor([0, 0, images.shape[3] / 2, images.shape[2] / 2, 0.9, 1])
+        return found
+
+
+def test_each_network_sees_the_view_at_its_own_size(folder: Path, taught: tuple[Path, Result]) -> None:
+    """Boxes go with the student's image, and found ones come back in pixels of the data's."""
+    raw = recipe(taught[0], data={**DATA, "size": [SIDE, 96]})
+    raw["teacher"] |= {"size": 128}
+    raw["student"] = {**tiny(anchors=[6, 9]), "size": 48}  # as shares of the image those of the teacher
+    experiment = load_experiment(from_mapping(raw), [folder])
+    loader, prepare = experiment.training(0)
+    batch = prepare(*next(iter(loader.epoch(0))), 0)
+    ours, theirs = batch.inputs["student"], batch.inputs["teacher"]
+    assert isinstance(ours, dict)
+    assert isinstance(theirs, dict)
+    assert (ours["images"].shape[2:], theirs["images"].shape[2:]) == ((48, 48), (128, 128))
+    assert batch.target is not None
+    there = ours["labels"] > 0
+    torch.testing.assert_close(ours["boxes"][there], 48 * batch.target[..., :4][there])
+    step = experiment.scheme("student", 0)(batch)
+    assert all(bool(part.total.isfinite()) for part in step.parts.values())
+    for role in ("student", "teacher"):
+        found = experiment.task.predict(Quarter(), experiment.evaluation(experiment.splits.test), role)
+        assert found[:, 0].tolist() == [pytest.approx([0, 0, 48, 32, 0.9, 1])] * 16
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -329,6 +388,7 @@ def test_detectors_of_torchvision_and_of_users_know_the_datas_classes(folder: Pa
             r"test_with_val",
         ),
         ({"data": {**DATA, "size": [8, 8]}}, r"data\.size"),
+        ({"teacher": {**tiny(), "cache": {"views": 2}}}, r"teacher\.cache: keeps one answer an image"),
         ({"distill": {"weighted_scores": {}}}, r"distill\.weighted_scores: .*answers with boxes and classes"),
         ({"distill": {"kl": {}}}, r"distill\.kl: compares logits"),
     ],

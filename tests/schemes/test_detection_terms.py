@@ -26,6 +26,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"weighted_classes": {}, "bounded_regression": {}, **HINT},
     "retinanet": {"weighted_scores": {}, "bounded_regression": {}, **HINT},
     "fcos": {"weighted_scores": {}, "bounded_regression": {}, **HINT},
+    "ssdlite": {"weighted_classes": {}, "bounded_regression": {}, **HINT},
 }
 
 
