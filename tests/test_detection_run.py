@@ -346,6 +346,25 @@ def test_a_detector_of_the_users_is_taught(folder: Path, taught: tuple[Path, Res
     assert answers.shape == (16, 100, 6)
 
 
+def test_hints_are_taken_on_backbone_and_pyramid(folder: Path, taught: tuple[Path, Result]) -> None:
+    """A layer of each by its path, or whatever stands for a stage by itself."""
+    paths = ["model.backbone.stages.6", LEVEL + "0"]
+    hints = {"region_hint": {"regions": "near", "layers": paths}, "all": {"loss": "region_hint"}}
+    raw = recipe(taught[0], student=tiny(channels=16), distill=hints)
+    experiment = load_experiment(from_mapping(raw), [folder])
+    scheme = experiment.scheme("student", 0)
+    pairs = [(pair.term, pair.student, pair.teacher) for pair in scheme.objective.plan]
+    assert pairs[:2] == [("region_hint", path, path) for path in paths]
+    assert {path.split(".")[2] for term, path, _ in pairs if term == "all"} == {"stages", "fpn"}
+    loader, prepare = experiment.training(0)
+    step = scheme(prepare(*next(iter(loader.epoch(0))), 0))
+    (step.parts["region_hint"].mean + step.parts["all"].mean).backward()
+    assert all(float(step.parts[name].total.detach()) > 0 for name in hints)
+    adapters = {name: each for name, each in scheme.named_parameters() if "adapters" in name}
+    assert any(each.shape == (32, 16, 1, 1) for each in adapters.values())  # a 1x1 convolution
+    assert all(each.grad is not None for each in adapters.values())
+
+
 class Quarter(nn.Module):
     """Answers with one box, the left upper quarter of what it sees."""
 
@@ -389,6 +408,11 @@ def test_each_network_sees_the_view_at_its_own_size(folder: Path, taught: tuple[
         ),
         ({"data": {**DATA, "size": [8, 8]}}, r"data\.size"),
         ({"teacher": {**tiny(), "cache": {"views": 2}}}, r"teacher\.cache: keeps one answer an image"),
+        ({"student": tiny(anchors=[3])}, r"student\.arguments\.anchors: expected one size a level"),
+        (
+            {"student": {"model": "torchvision:resnet18"}},
+            r"student\.model: expected a detector as torchvision's",
+        ),
         ({"distill": {"weighted_scores": {}}}, r"distill\.weighted_scores: .*answers with boxes and classes"),
         ({"distill": {"kl": {}}}, r"distill\.kl: compares logits"),
     ],

@@ -48,7 +48,7 @@ def run(kind: str, size: int | None = None) -> Run:
     return Run(model.eval(), Preprocessing((0.4,) * 3, (0.25,) * 3, size))
 
 
-KINDS = [("faster_rcnn", 48), ("retinanet", None), ("fcos", None), ("ssdlite", None)]
+KINDS = [("faster_rcnn", 48), ("retinanet", None), ("fcos", None), ("ssdlite", None), ("ssd", None)]
 
 
 @pytest.mark.parametrize(("kind", "size"), KINDS)

@@ -251,3 +251,26 @@ def test_backbones_that_are_none_are_named() -> None:
         Pyramid("mobilenet_v2", (8,), 8, weights="gone.pth")
     with pytest.raises(UserError, match="expected a detector as torchvision's"):
         Detector(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("faster_rcnn", {"anchors": [16]}, r"arguments\.anchors: expected one size a level \(2\), got 1"),
+        ("retinanet", {"anchors": [16, 0]}, r"arguments\.anchors: expected sizes above 0"),
+        ("faster_rcnn", {"regions": 0}, r"arguments\.regions: must be at least 1, got 0"),
+        ("ssdlite", {"channels": 0}, r"arguments\.channels: must be at least 1, got 0"),
+        ("fcos", {"channels": 24}, r"arguments\.channels: FCOS takes multiples of 32, got 24"),
+    ],
+)
+def test_detectors_that_could_find_nothing_are_refused(kind: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made(kind, **more)
+
+
+def test_detectors_of_more_than_boxes_are_refused() -> None:
+    """Torchvision's Mask R-CNN would want masks among the labels."""
+    model = made("faster_rcnn").model
+    model.roi_heads.mask_predictor = nn.Identity()
+    with pytest.raises(UserError, match="model: FasterRCNN also learns masks; expected a detector of boxes"):
+        Detector(model)

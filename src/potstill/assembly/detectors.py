@@ -44,7 +44,11 @@ def detectors(recipe: DetectionRecipe, search: Sequence[Path]) -> Material:
         network = made(config, search, where, num_classes=count, folders=search)
         if isinstance(network, Detector):
             return network
-        return _heads_checked(Detector(network), len(classes), recipe.data.size, where)
+        try:
+            detector = Detector(network)
+        except UserError as error:
+            raise UserError(f"{where}.{error.where}", error.message) from error
+        return _heads_checked(detector, len(classes), recipe.data.size, where)
 
     config = recipe.teacher
     own = names if config is None else _own_classes(config, names, search)

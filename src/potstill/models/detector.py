@@ -67,6 +67,11 @@ class Detector(nn.Module):
                 f"expected a detector as torchvision's: backbone with rpn and roi_heads, or with head and "
                 f"anchor_generator; {type(model).__name__} lacks {', '.join(missing)}",
             )
+        for more in ("mask", "keypoint"):
+            if getattr(getattr(model, "roi_heads", None), f"{more}_predictor", None) is not None:
+                raise UserError(
+                    "model", f"{type(model).__name__} also learns {more}s; expected a detector of boxes alone"
+                )
 
     def forward(
         self,

@@ -30,6 +30,8 @@ def _anchors(sizes: Sequence[float] | None, strides: Sequence[int], ratios: Sequ
     sizes = sizes or [4.0 * stride for stride in strides]
     if len(sizes) != len(strides):
         raise UserError("arguments.anchors", f"expected one size a level ({len(strides)}), got {len(sizes)}")
+    if min(sizes) <= 0:
+        raise UserError("arguments.anchors", f"expected sizes above 0, in pixels, got {list(sizes)}")
     return AnchorGenerator(tuple((size,) for size in sizes), (tuple(ratios),) * len(strides))
 
 
@@ -74,6 +76,9 @@ def faster_rcnn(
     from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
     from torchvision.ops import MultiScaleRoIAlign
 
+    for name, number in (("hidden", hidden), ("regions", regions), ("sampled", sampled)):
+        if number < 1:
+            raise UserError(f"arguments.{name}", f"must be at least 1, got {number}")
     body = Pyramid(backbone, strides, channels, weights=weights, arguments=arguments, folders=folders)
     names = [str(place) for place in range(len(strides))]
     made = FasterRCNN(
@@ -133,6 +138,8 @@ def fcos(
     """
     from torchvision.models.detection import FCOS
 
+    if channels % 32:
+        raise UserError("arguments.channels", f"FCOS takes multiples of 32, got {channels}")
     body = Pyramid(backbone, strides, channels, weights=weights, arguments=arguments, folders=folders)
     generator = _anchors([float(stride) for stride in strides], strides, (1.0,))
     return Detector(FCOS(body, num_classes + 1, anchor_generator=generator, detections_per_img=100))

@@ -98,6 +98,10 @@ def _called(
             arguments.setdefault(name, num_classes)
     try:
         made = maker(**arguments)
+    except UserError as error:
+        if not error.where.startswith("arguments."):
+            raise
+        raise UserError(f"{where}.{error.where}", error.message) from error
     except TypeError as error:
         raise UserError(f"{where}.arguments", f"{config.model} refuses {arguments}: {error}") from error
     except Exception as error:  # whatever the user's code raises is the user's to read

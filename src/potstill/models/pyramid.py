@@ -51,6 +51,8 @@ class Pyramid(nn.Module):
         super().__init__()
         from torchvision.ops import FeaturePyramidNetwork
 
+        if channels < 1:
+            raise UserError("arguments.channels", f"must be at least 1, got {channels}")
         whole = _backbone(backbone, dict(arguments or {}))
         if weights is not None:
             load_weights(whole, _file(weights, folders), "arguments.weights")
