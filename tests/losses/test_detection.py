@@ -56,6 +56,12 @@ def test_weighted_classes_golden_number() -> None:
     assert float(found) == pytest.approx(0.5 * math.log(2) * (1 + 1.375))
 
 
+def test_background_alone_weighs_half_as_much_again() -> None:
+    """Even student, a teacher sure of background, label 0: half of ln 2, and half of 1.5 ln 2."""
+    found = weighted_classes(torch.zeros(1, 2), torch.tensor([[40.0, 0.0]]), torch.tensor([0]))
+    assert float(found) == pytest.approx(1.25 * math.log(2))
+
+
 def scores_oracle(student: list[float], teacher: list[float], label: int, hard: float, focus: float) -> float:
     total = 0.0
     for place, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):

@@ -105,6 +105,27 @@ def test_every_term_of_a_batch_is_the_sum_of_its_images(kind: str, monkeypatch: 
         assert part.count == sum(one[name].count for one in single)
 
 
+@pytest.mark.parametrize("most", [0, 2])
+@pytest.mark.parametrize("kind", list(TERMS))
+def test_a_batch_without_any_object_teaches_background(
+    kind: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rows that only fill, or without a row."""
+    monkeypatch.setitem(TERMS, kind, {**TERMS[kind], **ALL})
+    scheme, batch = scheme_of(kind), batch_of()
+    student, target = batch.input("student"), batch.target
+    assert isinstance(student, dict)
+    assert target is not None
+    nothing = {"boxes": student["boxes"][:, :most] * 0, "labels": student["labels"][:, :most] * 0}
+    inputs = {"student": {**student, **nothing}, "teacher": batch.input("teacher")}
+    step = scheme(Batch(inputs, target[:, :most] * 0, None, batch.index))
+    step.loss.backward()
+    assert all(bool(each.isfinite().all()) for each in gradients(scheme).values())
+    assert float(step.parts["bounded_regression"].total.detach()) == 0.0
+    classes = "weighted_scores" if kind in ("retinanet", "fcos") else "weighted_classes"
+    assert float(step.parts[classes].total.detach()) > 0.0
+
+
 def _half(rank: int, store: str, folder: str) -> None:
     """One of two processes: half of the batch, through DDP."""
     torch.set_num_threads(1)
