@@ -43,7 +43,7 @@ LAYERS: list[set[str]] = [
     {"rounds"},
     {"results"},
     {"early_exits"},
-    {"plan", "loaded"},
+    {"plan", "loaded", "concluding"},
     {"run"},
     {"compare"},
     {"api", "demo", "endings"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from potstill import distributed
 from potstill.data.loader import Loader
 from potstill.errors import UserError
-from potstill.experiment import Arm, Experiment
+from potstill.experiment import ARMS, Arm, Experiment
 from potstill.files import read_json, write_json
 from potstill.folder import RunFolder
+from potstill.metrics.quality import shown
 from potstill.models.weights import load_weights, save_weights
 from potstill.train import Trained, train
-from potstill.train.observe import Observer
+from potstill.train.observe import Observer, make_observer
 from potstill.train.validation import TOGETHER
 
-__all__ = ["Cell", "Finished", "train_cell"]
+__all__ = ["Cell", "Finished", "observer_of", "train_cell", "train_cells", "train_told"]
 
 Which = Literal["last", "best"]
 
@@ -125,6 +126,67 @@ def train_cell(
         _write(experiment, cell.arm, trained, place)
     distributed.barrier()
     return _read(cell, place)
+
+
+def train_cells(
+    experiment: Experiment, folder: RunFolder, *, resume: bool, control: bool, echo: Callable[[str], None]
+) -> list[Finished] | None:
+    """Train all cells of a run, seed by seed so that an interrupted one has whole pairs.
+
+    Returns:
+        What is finished, or ``None`` if the user interrupted it.
+    """
+    recipe = experiment.recipe
+    plan = [
+        Cell(arm, recipe.seed + number)
+        for number in range(recipe.seeds)
+        for arm in ARMS
+        if control or arm == "student"
+    ]
+    finished = []
+    for position, cell in enumerate(plan, start=1):
+        title = f"{cell.name} ({position}/{len(plan)})"
+        done = train_told(experiment, cell, folder, title, resume=resume, echo=echo)
+        if done is None:
+            return None
+        finished.append(done)
+    return finished
+
+
+def train_told(
+    experiment: Experiment,
+    cell: Cell,
+    folder: RunFolder,
+    title: str,
+    *,
+    resume: bool,
+    echo: Callable[[str], None],
+) -> Finished | None:
+    """One cell, with its bar and its line of text; ``None`` if interrupted."""
+    observer = observer_of(experiment, folder, cell.arm, cell.seed, title)
+    done = train_cell(experiment, cell, folder, observer, resume=resume)
+    if done is None:
+        return None
+    row = done.history[-1] if done.history else {}
+    metric = experiment.task.metric
+    reached = shown(metric, row.get(metric, float("nan")))
+    echo(
+        f"{title}: {reached} on validation after {done.steps} steps, "
+        f"{done.seconds:.0f} s, {done.samples_per_second:.3g} samples/s"
+    )
+    return done
+
+
+def observer_of(experiment: Experiment, folder: RunFolder, arm: str, seed: int, title: str) -> Observer:
+    """What a training tells, on screen and in the files of its run."""
+    return make_observer(
+        folder.metrics,
+        arm=arm,
+        seed=seed,
+        title=title,
+        tensorboard=folder.path / "tensorboard" if experiment.recipe.train.tensorboard else None,
+        main=distributed.is_main(),
+    )
 
 
 def _evaluated(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,22 @@ from torch import nn
 from potstill import distributed, environment
 from potstill.answering import answer_prompts, answers_first
 from potstill.assembly.load import load_experiment, search_path
-from potstill.cells import Cell, Finished, train_cell
+from potstill.cells import observer_of, train_cells, train_told
+from potstill.concluding import of_teacher, report_cells, teacher_metric
 from potstill.config import Recipe, load
 from potstill.correction import correct_teacher, corrects
-from potstill.early_exits import decide, prospect
+from potstill.early_exits import prospect
 from potstill.errors import UserError
-from potstill.experiment import ARMS, Experiment
-from potstill.files import write_json
-from potstill.filling import conclude_cache, fill_cache
+from potstill.experiment import Experiment
+from potstill.filling import fill_cache
 from potstill.folder import RunFolder
 from potstill.loaded import IN_MEMORY, LoadedRun, load_student
 from potstill.metrics.quality import shown
 from potstill.models.weights import load_weights
 from potstill.plan import describe_plan
-from potstill.results.drawings import drawn, sheets
-from potstill.results.hints import hints
-from potstill.results.insides import insides
-from potstill.results.outcome import Shared, conclude, measure_models, predict_teacher
-from potstill.results.recovery import recovered
-from potstill.results.story import tell
-from potstill.results.summary import table_of, warnings_of
-from potstill.results.writing import written
+from potstill.results.summary import table_of
 from potstill.rounds.loop import Pruned, Rounds
 from potstill.rounds.weighing import weigh
-from potstill.train.observe import Observer, make_observer
 from potstill.views import write_views
 
 __all__ = [
@@ -46,9 +38,7 @@ __all__ = [
     "execute",
     "finished",
     "load_student",
-    "report_cells",
     "run",
-    "teacher_metric",
 ]
 
 Echo = Callable[[str], None]
@@ -176,7 +166,7 @@ def _one_step(only: str, experiment: Experiment, folder: RunFolder, *, echo: Ech
     if only == "cache":
         reached = teacher_metric(experiment)
         fill_cache(experiment, echo)
-        _of_teacher(experiment, reached, echo)
+        of_teacher(experiment, reached, echo)
     elif only == "importance":
         rounds = _rounds(experiment, folder, control=False, echo=echo)
         assert rounds is not None, "a recipe that prunes has rounds"
@@ -191,186 +181,77 @@ def _silent(line: str) -> None:
 
 def execute(experiment: Experiment, folder: RunFolder, *, resume: bool, control: bool, echo: Echo) -> Result:
     """Train and conclude a loaded experiment in its run folder; see :func:`run`."""
-    recipe = experiment.recipe
-    validation = experiment.splits.validation
-    corrected = corrects(recipe) and experiment.known is None  # what is known was corrected when it answered
-    reached = None if corrected or answers_first(recipe) else teacher_metric(experiment)
-    facts = environment.describe(
-        experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
-    )
-    facts["search"] = [str(path) for path in experiment.search]
-    ahead = list(prospect(experiment))
+    late = _learns_first(experiment)
+    reached = None if late or answers_first(experiment.recipe) else teacher_metric(experiment)
     rounds = _rounds(experiment, folder, control=control, echo=echo)
-    if rounds is not None:
-        ahead.append(rounds.check())
-    folder.claim(recipe, facts, resume=resume)
-    write_views(experiment, folder.views)
-    if experiment.shelf is not None:
-        experiment.shelf.say = echo
-    for note in (*experiment.notes, *ahead):
-        echo(f"note: {note}")
-    if corrected:
-        observer = _observer(experiment, folder, "teacher", recipe.seed, "teacher, corrected")
+    facts = _claim(experiment, folder, rounds, resume=resume, echo=echo)
+    if late:
+        observer = observer_of(experiment, folder, "teacher", experiment.recipe.seed, "teacher, corrected")
         if not correct_teacher(experiment, folder, observer, resume=resume):
             return Result(folder.path, {}, interrupted=True)
-    if answers_first(recipe):
+    if answers_first(experiment.recipe):
         experiment = answer_prompts(experiment, echo)
-    if corrected or answers_first(recipe):
+    if late or answers_first(experiment.recipe):
         reached = teacher_metric(experiment)
-    if reached is not None:
-        value = shown(experiment.task.metric, reached)
-        echo(f"teacher: {value} on {len(validation)} validation samples; {experiment.precision.reason}")
-    else:
-        echo(f"scheme: {recipe.scheme.kind}, without a teacher; {experiment.precision.reason}")
+    _introduce(experiment, reached, echo)
     if experiment.shelf is not None and experiment.shelf.config.fill == "before":
         fill_cache(experiment, echo)
-    control = control and experiment.has_control
     pruned: Pruned | None = None
     if rounds is not None:
         pruned = rounds.run()
         experiment = experiment if pruned is None else pruned.experiment
         cells = None if pruned is None else pruned.cells
     else:
-        cells = _cells(experiment, folder, resume=resume, control=control, echo=echo)
+        both = control and experiment.has_control
+        cells = train_cells(experiment, folder, resume=resume, control=both, echo=echo)
     if cells is None:
         return Result(folder.path, {}, interrupted=True)
     echo("evaluating on the test part and measuring")
-    shared = _of_teacher(experiment, reached, echo)
-    told: dict[str, Any] = {"teacher_validation": reached, "shared": shared, "pruned": pruned}
+    told: dict[str, Any] = {"teacher_validation": reached, "pruned": pruned}
+    told["shared"] = of_teacher(experiment, reached, echo)
     report_cells(experiment, cells, folder, facts, echo=echo, **told)
     return finished(folder, experiment.blank("student"))
 
 
-def _of_teacher(experiment: Experiment, reached: float | None, echo: Echo) -> Shared:
-    """What depends on no training; a cache, where there is one, is finished with it."""
-    shared = Shared(predict_teacher(experiment), measure_models(experiment))
-    conclude_cache(experiment, reached, shared.teacher, shared.measured, echo)
-    return shared
+def _learns_first(experiment: Experiment) -> bool:
+    """Whether the teacher is corrected first; one whose answers are known was when it gave them."""
+    return corrects(experiment.recipe) and experiment.known is None
 
 
-def teacher_metric(experiment: Experiment) -> float | None:
-    """The teacher's metric on validation, where there is a teacher.
-
-    Raises:
-        UserError: If it is none worth listening to.
-    """
-    if experiment.known is not None:
-        return experiment.known.metric
-    if experiment.teacher is None:
-        return None
-    validation = experiment.splits.validation
-    answers = experiment.task.predict(experiment.teacher, experiment.evaluation(validation), "teacher")
-    return experiment.task.check_teacher(answers.numpy(), validation)
-
-
-def report_cells(
-    experiment: Experiment,
-    cells: Sequence[Finished],
-    folder: RunFolder,
-    facts: Mapping[str, Any],
-    *,
-    teacher_validation: float | None,
-    echo: Echo,
-    shared: Shared | None = None,
-    pruned: Pruned | None = None,
-) -> None:
-    """Conclude finished cells and write ``result.json`` and the report into their run folder."""
-    outcome = conclude(experiment, cells, folder, shared)
-    if pruned is not None:
-        outcome.result["prune"] = {**pruned.figures, **recovered(pruned, outcome)}
-    exits = decide(experiment, folder, outcome.shipped)
-    warnings = [*warnings_of(outcome.result), *(exits.warnings if exits else ())]
-    texts = written(experiment, outcome)
-    images, drawn_sheets = drawn(experiment, outcome), sheets(experiment, outcome)
-    warnings += texts.get("warnings", ())
-    alike_inside = insides(experiment, outcome)
-    for key in ("drafts", "likeness", "writing", "harness"):
-        for name, found in texts.get(key, {}).items():
-            outcome.result["models"][name][key] = found if isinstance(found, dict) else asdict(found)
-    if exits is not None:
-        outcome.result["early_exit"] = exits.figures
-        echo(exits.summary)
-    for warning in warnings:
-        echo(f"warning: {warning}")
-    if distributed.is_main():
-        from potstill.report import render
-
-        content = tell(experiment, outcome, facts, teacher_validation=teacher_validation, warnings=warnings)
-        if exits is not None:
-            content = replace(content, leavers=exits.leavers, exit_bins=exits.bins)
-        content = replace(
-            content,
-            generations=texts.get("generations", ()),
-            likeness=texts.get("likeness", {}),
-            pictures=images,
-            sheets=drawn_sheets,
-            insides=alike_inside,
-        )
-        if content.detected is not None:
-            shown = [scene.index for scene in content.detected.scenes[:2]]
-            content = replace(content, detected=replace(content.detected, hints=hints(experiment, shown)))
-        content.save(folder.content)
-        write_json(folder.result, outcome.result)
-        render(folder.path)
-    distributed.barrier()
-
-
-def _cells(
-    experiment: Experiment, folder: RunFolder, *, resume: bool, control: bool, echo: Echo
-) -> list[Finished] | None:
-    """All cells, seed by seed so that an interrupted run has whole pairs; ``None`` if interrupted."""
-    recipe = experiment.recipe
-    plan = [
-        Cell(arm, recipe.seed + number)
-        for number in range(recipe.seeds)
-        for arm in ARMS
-        if control or arm == "student"
-    ]
-    finished = []
-    for position, cell in enumerate(plan, start=1):
-        title = f"{cell.name} ({position}/{len(plan)})"
-        done = _train_one(experiment, cell, folder, title, resume=resume, echo=echo)
-        if done is None:
-            return None
-        finished.append(done)
-    return finished
-
-
-def _train_one(
-    experiment: Experiment, cell: Cell, folder: RunFolder, title: str, *, resume: bool, echo: Echo
-) -> Finished | None:
-    """One cell, with its bar and its line of text; ``None`` if interrupted."""
-    observer = _observer(experiment, folder, cell.arm, cell.seed, title)
-    done = train_cell(experiment, cell, folder, observer, resume=resume)
-    if done is None:
-        return None
-    row = done.history[-1] if done.history else {}
-    metric = experiment.task.metric
-    reached = shown(metric, row.get(metric, float("nan")))
-    echo(
-        f"{title}: {reached} on validation after {done.steps} steps, "
-        f"{done.seconds:.0f} s, {done.samples_per_second:.3g} samples/s"
+def _claim(
+    experiment: Experiment, folder: RunFolder, rounds: Rounds | None, *, resume: bool, echo: Echo
+) -> dict[str, Any]:
+    """Take the run folder, when nothing more can be found wrong; gives facts of machine and run."""
+    facts = environment.describe(
+        experiment.device, precision=experiment.precision.name, world_size=distributed.world_size()
     )
-    return done
+    facts["search"] = [str(path) for path in experiment.search]
+    ahead = [*prospect(experiment), *([] if rounds is None else [rounds.check()])]
+    folder.claim(experiment.recipe, facts, resume=resume)
+    write_views(experiment, folder.views)
+    if experiment.shelf is not None:
+        experiment.shelf.say = echo
+    for note in (*experiment.notes, *ahead):
+        echo(f"note: {note}")
+    return facts
+
+
+def _introduce(experiment: Experiment, reached: float | None, echo: Echo) -> None:
+    """Who teaches, and what it knows."""
+    reason = experiment.precision.reason
+    if reached is None:
+        echo(f"scheme: {experiment.recipe.scheme.kind}, without a teacher; {reason}")
+    else:
+        value = shown(experiment.task.metric, reached)
+        echo(f"teacher: {value} on {len(experiment.splits.validation)} validation samples; {reason}")
 
 
 def _rounds(experiment: Experiment, folder: RunFolder, *, control: bool, echo: Echo) -> Rounds | None:
     """The rounds of a student that is pruned."""
     if experiment.recipe.prune is None:
         return None
-    train_one = partial(_train_one, resume=True, echo=echo)  # what a round has begun is gone on with
+    train_one = partial(train_told, resume=True, echo=echo)  # what a round has begun is gone on with
     return Rounds(experiment, folder, train_one, control=control, echo=echo)
-
-
-def _observer(experiment: Experiment, folder: RunFolder, arm: str, seed: int, title: str) -> Observer:
-    return make_observer(
-        folder.metrics,
-        arm=arm,
-        seed=seed,
-        title=title,
-        tensorboard=folder.path / "tensorboard" if experiment.recipe.train.tensorboard else None,
-        main=distributed.is_main(),
-    )
 
 
 def finished(folder: RunFolder, student: nn.Module | None = None) -> Result:

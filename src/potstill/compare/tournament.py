@@ -21,6 +21,7 @@ from potstill.compare.lineup import CONTROL, line_up
 from potstill.compare.place import Job, Place
 from potstill.compare.standings import Comparison, Scores, scores_of, standings
 from potstill.compare.tables import csv_table, markdown_table
+from potstill.concluding import report_cells, teacher_metric
 from potstill.config import Recipe, load
 from potstill.correction import corrects
 from potstill.errors import UserError
@@ -29,7 +30,6 @@ from potstill.files import read_json, write_atomic, write_json, write_text
 from potstill.folder import RunFolder
 from potstill.metrics.quality import shown
 from potstill.results.outcome import Shared, measure_models, predict_teacher
-from potstill.run import report_cells, teacher_metric
 
 __all__ = ["compare_methods"]
 
