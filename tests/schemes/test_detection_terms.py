@@ -62,7 +62,7 @@ def supervised(signals: Signals, batch: Batch) -> Tensor:
     return signals.output.float()
 
 
-def scheme_of(kind: str) -> Offline:
+def scheme_of(kind: str, terms: dict[str, Any] | None = None) -> Offline:
     batch = batch_of(slice(2))
     example = Batch(
         {role: {"images": batch.input(role)["images"]} for role in ("student", "teacher")},  # type: ignore[index]
@@ -70,7 +70,7 @@ def scheme_of(kind: str) -> Offline:
         None,
         batch.index,
     )
-    objective = Objective(TERMS[kind], supervised)
+    objective = Objective(TERMS[kind] if terms is None else terms, supervised)
     scheme = Offline(detector(kind, 0, 32), detector(kind, 1, 64), objective, example=example)
     scheme.eval()  # batch normalisation would mix the images of a process
     return scheme
@@ -173,3 +173,13 @@ def test_half_precision_stays_near(kind: str) -> None:
     for name, part in plain.parts.items():
         assert float(half.parts[name].mean.detach()) == pytest.approx(float(part.mean.detach()), rel=0.1)
     assert all(bool(each.isfinite().all()) for each in gradients(scheme).values())
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "fcos"])
+def test_hints_of_a_pyramid_start_at_their_best_fit(kind: str) -> None:
+    hint = {"loss": "region_hint", "regions": "none", "layers": [LEVEL]}
+    random, fitted = (scheme_of(kind, {"hint": {**hint, "adapter": how}}) for how in ("random", "fitted"))
+    batch = batch_of()
+    before, after = (float(scheme(batch).parts["hint"].total.detach()) for scheme in (random, fitted))
+    assert after < before
+    assert "fitted (explains " in fitted.objective.describe()[-1]
