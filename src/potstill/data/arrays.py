@@ -17,18 +17,74 @@ from potstill.data.dataset import ImageSet, check_labels
 from potstill.data.pixels import resized
 from potstill.errors import UserError
 
-__all__ = ["ArraySet", "load_arrays"]
+__all__ = ["ArrayImages", "ArraySet", "load_array_images", "load_arrays"]
 
 Array = NDArray[Any]
-VALIDATION_NAMES = ("validation", "val", "valid")
+SPELLINGS = (("train", ("train",)), ("validation", ("validation", "val", "valid")), ("test", ("test",)))
 
 
-class ArraySet(ImageSet):
+class ArrayImages:
     """Images in one array, which may be mapped from a file bigger than memory.
 
     Args:
         images: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` uint8 with 1 or 3 channels, or
             ``(N, C, H, W)`` floats.
+        where: What messages call it.
+        size: Side to resize and cut to; ``None`` leaves the images as they are.
+
+    Raises:
+        UserError: If shape or type do not fit.
+    """
+
+    def __init__(self, images: Array, where: str, size: int | None = None) -> None:
+        floats = images.dtype.kind == "f" and images.ndim == 4
+        grey, last = images.ndim == 3, images.ndim == 4 and images.shape[-1] in (1, 3)
+        first = images.ndim == 4 and not last and images.shape[1] in (1, 3)
+        if not floats and (images.dtype != np.uint8 or not (grey or last or first)):
+            raise UserError(
+                where,
+                f"expected images (N, H, W), (N, H, W, 1|3) or (N, 1|3, H, W) uint8, or (N, C, H, W) float, "
+                f"got {images.shape} {images.dtype}",
+            )
+        self._array, self._where, self._size = images, where, size
+        self._channels_last = last and not floats
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        """The images at ``indices``, ``(n, C, H, W)``."""
+        rows = self._array[np.asarray(indices, dtype=np.int64)]
+        tensor = torch.from_numpy(
+            np.ascontiguousarray(rows, dtype=np.float32 if rows.dtype.kind == "f" else None)
+        )
+        if tensor.dim() == 3:
+            tensor = tensor.unsqueeze(1)
+        elif self._channels_last:
+            tensor = tensor.permute(0, 3, 1, 2)
+        return resized(tensor, self._size)
+
+    def check_scaled(self) -> None:
+        """Refuse floats that are no images of one or three channels in 0..1; looks at all of them.
+
+        Raises:
+            UserError: With the lowest and the highest value.
+        """
+        if self._array.dtype.kind != "f" or not self._array.size:
+            return
+        low, high = float(self._array.min()), float(self._array.max())
+        if self._array.shape[1] not in (1, 3) or not (low >= 0 and high <= 1):  # NaN is neither
+            raise UserError(
+                self._where,
+                f"expected floats (N, 1|3, H, W) in 0..1, got {self._array.shape} in {low:g}..{high:g}",
+            )
+
+
+class ArraySet(ImageSet):
+    """Images in one array, with labels.
+
+    Args:
+        images: As :class:`ArrayImages` takes them.
         labels: ``(N,)`` integers.
         class_names: Names in the order of the labels.
         where: What messages call it.
@@ -41,15 +97,7 @@ class ArraySet(ImageSet):
     def __init__(
         self, images: Array, labels: Array, class_names: Sequence[str], where: str, size: int | None = None
     ) -> None:
-        floats = images.dtype.kind == "f" and images.ndim == 4
-        grey, last = images.ndim == 3, images.ndim == 4 and images.shape[-1] in (1, 3)
-        first = images.ndim == 4 and not last and images.shape[1] in (1, 3)
-        if not floats and (images.dtype != np.uint8 or not (grey or last or first)):
-            raise UserError(
-                where,
-                f"expected images (N, H, W), (N, H, W, 1|3) or (N, 1|3, H, W) uint8, or (N, C, H, W) float, "
-                f"got {images.shape} {images.dtype}",
-            )
+        self._images = ArrayImages(images, where, size)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(where, f"expected labels (N,) of integers, got {labels.shape} {labels.dtype}")
         if len(images) != len(labels):
@@ -57,26 +105,33 @@ class ArraySet(ImageSet):
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.class_names = tuple(class_names)
         check_labels(self.labels, self.class_names, where)
-        self._array = images
-        self._size = size
-        self._channels_last = last and not floats
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """The images at ``indices``, ``(n, C, H, W)``."""
-        rows = self._array[np.asarray(indices, dtype=np.int64)]
-        tensor = torch.from_numpy(
-            np.ascontiguousarray(rows, dtype=np.float32 if rows.dtype.kind == "f" else None)
-        )
-        if tensor.dim() == 3:
-            tensor = tensor.unsqueeze(1)
-        elif self._channels_last:
-            tensor = tensor.permute(0, 3, 1, 2)
-        return resized(tensor, self._size)
+        return self._images(indices)
 
     @property
     def in_memory(self) -> bool:
         """Arrays need no decoding."""
         return True
+
+
+def load_array_images(path: Path) -> dict[str, ArrayImages]:
+    """The images of :func:`load_arrays` without their labels, which need not be there, in 0..1 if floats.
+
+    Raises:
+        UserError: As there, and if floats are no images scaled to 0..1.
+    """
+    arrays = _folder(path) if path.is_dir() else _archive(path)
+    found: dict[str, ArrayImages] = {}
+    for part, spellings in SPELLINGS:
+        for spelling in spellings:
+            if (images := arrays.get(f"{spelling}_images")) is not None:
+                found[part] = ArrayImages(images, f"data.path: {path}: {spelling}")
+                found[part].check_scaled()
+    if not found.get("train"):
+        raise UserError("data.path", f"{path}: expected images in train_images.npy, got {sorted(arrays)}")
+    return found
 
 
 def load_arrays(path: Path, size: int | None = None) -> dict[str, ImageSet]:
@@ -96,7 +151,7 @@ def load_arrays(path: Path, size: int | None = None) -> dict[str, ImageSet]:
     arrays = _folder(path) if path.is_dir() else _archive(path)
     names = _class_names(path, arrays)
     found: dict[str, ImageSet] = {}
-    for part, spellings in (("train", ("train",)), ("validation", VALIDATION_NAMES), ("test", ("test",))):
+    for part, spellings in SPELLINGS:
         for spelling in spellings:
             images, labels = (arrays.get(f"{spelling}_{kind}") for kind in ("images", "labels"))
             if images is None and labels is None:

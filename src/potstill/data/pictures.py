@@ -11,19 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.data.arrays import load_arrays
+from potstill.data.arrays import load_array_images
 from potstill.data.dataset import Rows, SampleSet
-from potstill.data.files import PARTS, SUFFIXES
 from potstill.data.load import Splits
-from potstill.data.pixels import to_tensor
+from potstill.data.picture_files import (
+    PictureFiles,
+    check_names,
+    check_pair_sizes,
+    files_by_part,
+    sizes_of,
+)
 from potstill.errors import UserError
 from potstill.losses import Range
 from potstill.specs import find
 
-__all__ = ["PictureConfig", "PictureSet", "load_pictures", "middle"]
+__all__ = ["PictureConfig", "PictureSet", "load_pictures"]
 
 COUNT = Range(least=1)
-NAMED = 10
 
 Reader = Callable[[Sequence[int]], Tensor]
 """Gives images at positions, ``(n, C, H, W)`` uint8."""
@@ -63,9 +67,11 @@ class PictureConfig:
     """Processes that decode images."""
 
     def __post_init__(self) -> None:
-        for key in ("targets", "degrade", "real"):
+        for key in ("targets", "degrade", "real", "crop"):
             if self.latent is not None and getattr(self, key) is not None:
                 raise UserError(f"data.{key}", "has no meaning beside data.latent, which has no inputs")
+        if self.factor != type(self).factor and self.degrade != "low_resolution":
+            raise UserError("data.factor", "is for data.degrade: low_resolution; leave it out")
         if self.real is not None and self.has_truth:
             raise UserError("data.real", "has no meaning beside true images, which are the real ones")
         for key in ("targets", "real"):
@@ -138,35 +144,6 @@ class PictureSet(SampleSet):
         return PictureSet(self._inputs, self._targets, positions, crops=crops, in_memory=inside, real=real)
 
 
-def middle(images: Tensor, side: int) -> Tensor:
-    """The middle square of ``(N, C, H, W)`` images; sides that are no longer stay.
-
-    >>> middle(torch.arange(25.0).reshape(1, 1, 5, 5), 1).item()
-    12.0
-    """
-    top, left = (max((length - side) // 2, 0) for length in images.shape[2:])
-    return images[:, :, top : top + side, left : left + side]
-
-
-class _Files:
-    """Reads the middle squares of image files; a class, so that worker processes can have it."""
-
-    def __init__(self, paths: Sequence[Path], side: int, where: str) -> None:
-        self.paths, self.side, self.where = list(paths), side, where
-
-    def __call__(self, positions: Sequence[int]) -> Tensor:
-        return torch.stack([self._read(self.paths[position]) for position in positions])
-
-    def _read(self, path: Path) -> Tensor:
-        from PIL import Image
-
-        try:
-            with Image.open(path) as image:
-                return middle(to_tensor(image, None, colour=True)[None], self.side)[0]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(self.where, f"cannot decode the image {path}: {error}") from error
-
-
 def load_pictures(config: PictureConfig, *, search: Sequence[Path]) -> Splits[PictureSet]:
     """Load the parts that a recipe names and cut those that are missing.
 
@@ -177,27 +154,18 @@ def load_pictures(config: PictureConfig, *, search: Sequence[Path]) -> Splits[Pi
         raise UserError("data.degrade", "has no meaning beside data.targets, which has inputs of its own")
     path = find(config.path, search, "data.path")
     if config.kind == "arrays":
-        arrays = load_arrays(path)
         parts = {
-            name: PictureSet(part.images, None, range(len(part)), in_memory=True)
-            for name, part in arrays.items()
+            name: PictureSet(images, None, range(len(images)), in_memory=True)
+            for name, images in load_array_images(path).items()
         }
         return _complete(parts, config, [], None)
-    inputs = _files(path, "data.path")
-    targets = (
-        None
-        if config.targets is None
-        else _files(find(config.targets, search, "data.targets"), "data.targets")
-    )
-    if targets is not None:
-        _check_pairs(inputs, targets)
-    real = (
-        None if config.real is None else _files(find(config.real, search, "data.real"), "data.real")["train"]
-    )
     notes: list[str] = []
-    both = [path for files in (inputs, targets or {}) for part in files.values() for path in part]
-    both += real or []
-    shortest = _shortest_side(both, notes)
+    inputs = files_by_part(path, "data.path")
+    targets, real = (
+        None if given is None else files_by_part(find(given, search, where), where)
+        for where, given in (("data.targets", config.targets), ("data.real", config.real))
+    )
+    shortest = _shortest_side(inputs, targets, real, notes)
     sides = {name: shortest if name == "train" else min(config.size or shortest, shortest) for name in inputs}
     for key in ("size", "crop"):
         side = getattr(config, key)
@@ -207,78 +175,36 @@ def load_pictures(config: PictureConfig, *, search: Sequence[Path]) -> Splits[Pi
             )
     parts = {
         name: PictureSet(
-            _Files(paths, sides[name], "data.path"),
-            None if targets is None else _Files(targets[name], sides[name], "data.targets"),
+            PictureFiles(paths, sides[name], "data.path"),
+            None if targets is None else PictureFiles(targets[name], sides[name], "data.targets"),
             range(len(paths)),
         )
         for name, paths in inputs.items()
     }
-    others = None if real is None else (_Files(real, shortest, "data.real"), len(real))
+    judged = None if real is None else real["train"]
+    others = None if judged is None else (PictureFiles(judged, shortest, "data.real"), len(judged))
     return _complete(parts, config, notes, others)
 
 
-def _files(folder: Path, where: str) -> dict[str, list[Path]]:
-    """Image files by part, sorted by name."""
-    if not folder.is_dir():
-        raise UserError(where, f"expected a folder of images, got the file {folder}")
-    found: dict[str, list[Path]] = {}
-    for part, spellings in PARTS.items():
-        for spelling in spellings:
-            if (folder / spelling).is_dir():
-                found.setdefault(part, _images(folder / spelling))
-    found = found or {"train": _images(folder)}
-    for part in ("train", *found):
-        if not found.get(part):
-            raise UserError(where, f"{folder}: found no images to {'train on' if part == 'train' else part}")
-    return found
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "."
-    )
-
-
-def _check_pairs(inputs: Mapping[str, list[Path]], targets: Mapping[str, list[Path]]) -> None:
-    """Refuse inputs without a true image, and the other way round."""
-    if set(inputs) != set(targets):
-        raise UserError(
-            "data.targets", f"expected the parts {sorted(inputs)} of data.path, got {sorted(targets)}"
-        )
-    for part, files in inputs.items():
-        names = [{path.stem for path in each} for each in (files, targets[part])]
-        for here, there, what in ((names[0], names[1], "true image"), (names[1], names[0], "input")):
-            alone = sorted(here - there)
-            if alone:
-                more = f" and {len(alone) - NAMED} more" if len(alone) > NAMED else ""
-                raise UserError("data.targets", f"{part}: no {what} for {', '.join(alone[:NAMED])}{more}")
-        for path, other in zip(files, targets[part], strict=True):
-            if path.stem != other.stem:
-                raise UserError("data.targets", f"{part}: two files are called {path.stem}")
-
-
-def _shortest_side(files: Sequence[Path], notes: list[str]) -> int:
-    """Of all images; what is lost of them is noted."""
-    from PIL import Image, UnidentifiedImageError
-
-    sides: list[int] = []
-    modes: list[str] = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
-                modes.append(image.mode)
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError("data.path", f"cannot decode the image {file}: {error}") from error
-    for found, what in (
-        (("RGBA", "LA", "PA", "La", "RGBa"), "have an alpha channel, which is left out"),
-        (("I;16", "I", "I;16B", "I;16L"), "have 16 bits a pixel, of which the upper 8 are used"),
-        (("L", "LA", "1", "La", "I;16", "I"), "are grey and get three equal channels"),
-    ):
-        count = sum(mode in found for mode in modes)
-        if count:
-            notes.append(f"{count} of {len(files)} images {what}")
-    return min(sides)
+def _shortest_side(
+    inputs: Mapping[str, list[Path]],
+    targets: Mapping[str, list[Path]] | None,
+    real: Mapping[str, list[Path]] | None,
+    notes: list[str],
+) -> int:
+    """Of all images that are looked at, once pairs are found to fit each other."""
+    if targets is not None:
+        check_names(inputs, targets)
+    seen = {
+        "data.path": inputs,
+        "data.targets": targets or {},
+        "data.real": {"train": (real or {}).get("train", [])},
+    }
+    files = [(where, path) for where, parts in seen.items() for each in parts.values() for path in each]
+    sizes = sizes_of(files, notes)
+    if targets is not None:
+        check_pair_sizes(inputs, targets, sizes)
+    return min(min(size) for size in sizes.values())
 
 
 def _complete(
@@ -300,6 +226,9 @@ def _complete(
         order = rng.permutation(len(train)).tolist()
         parts[name], parts["train"] = train.chosen(sorted(order[:count])), train.chosen(sorted(order[count:]))
         notes.append(f"the data has no {name} part: {count} images were cut from the training part for it")
+    for name in ("test", "validation"):
+        if len(parts[name]) < 2:
+            raise UserError("data.path", f"expected at least two images in the {name} part, got one")
     train = parts["train"]
     kept = len(train) if config.limit is None else min(config.limit, len(train))
     if kept < len(train):

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["as_pixels", "is_grey", "resized", "to_tensor"]
+__all__ = ["as_pixels", "is_grey", "middle", "resized", "to_tensor"]
 
 GREY_MODES = ("1", "L", "LA", "La", "F")
 
@@ -104,6 +104,16 @@ def resized(images: Tensor, size: int | None) -> Tensor:
         )
     top, left = (height - size) // 2, (width - size) // 2
     return images[:, :, top : top + size, left : left + size]
+
+
+def middle(images: Tensor, side: int) -> Tensor:
+    """The middle square of ``(N, C, H, W)`` images; sides that are no longer stay.
+
+    >>> middle(torch.arange(25.0).reshape(1, 1, 5, 5), 1).item()
+    12.0
+    """
+    top, left = (max((length - side) // 2, 0) for length in images.shape[2:])
+    return images[:, :, top : top + side, left : left + side]
 
 
 def _covering(height: int, width: int, size: int) -> tuple[int, int]:

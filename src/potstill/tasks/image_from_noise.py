@@ -17,7 +17,8 @@ from potstill.augment import Augment, AugmentConfig, Scene
 from potstill.augment.draws import Draws, uniform
 from potstill.batch import Batch
 from potstill.data.loader import Loader
-from potstill.data.pictures import PictureConfig, PictureSet, middle
+from potstill.data.pictures import PictureConfig, PictureSet
+from potstill.data.pixels import middle
 from potstill.errors import UserError
 from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput

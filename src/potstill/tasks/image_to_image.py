@@ -18,7 +18,8 @@ from potstill.augment.draws import Draws
 from potstill.batch import Batch, Signals
 from potstill.data.degrade import edges, grey, low_resolution
 from potstill.data.loader import Loader
-from potstill.data.pictures import PictureConfig, PictureSet, middle
+from potstill.data.pictures import PictureConfig, PictureSet
+from potstill.data.pixels import middle
 from potstill.errors import UserError
 from potstill.losses.images import image_l1
 from potstill.matching.taps import first_tensor
