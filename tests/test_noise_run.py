@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,12 @@ def test_a_killed_game_goes_on_exactly(place: Path, monkeypatch: pytest.MonkeyPa
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_eyes_that_give_vectors_alone_can_be_a_term(place: Path) -> None:
+    go(place, TEACHER, "distill={perceptual: {weight: 1}}", "train.steps=2", control=False)
+    rows = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["parts"]["perceptual"] > 0 for row in rows if "parts" in row)
+
+
 def test_between_two_noises_all_are_as_long() -> None:
     one, other = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     lengths = between(one, other, 9).norm(dim=1)
@@ -174,6 +181,11 @@ def test_export_is_checked_pixel_by_pixel(place: Path) -> None:
     [
         (r"scheme: expected adversarial with data.latent, got labels", ["scheme=labels"]),
         (r"data\.degrade: has no meaning beside data.latent", ["data.degrade=grey"]),
+        (r"data\.crop: has no meaning beside data.latent", ["data.crop=20"]),
+        (r"student: cannot run on the data's images \(2, 6\)", ["student.arguments={width: 2, inputs: 9}"]),
+        (r"teacher\.weights: .* expected \(588, 9\), got \(588, 6\)", [TEACHER, TERMS, "data.latent=9"]),
+        (r"train\.batch_size: must be at most the 18", ["train.batch_size=19"]),
+        (r"scheme\.discriminator: cannot judge", ["scheme.discriminator.arguments={width: 4, layers: 4}"]),
         (r"student\.model: expected images \(2, 1, 28, 28\)", ["student.arguments={side: 32}"]),
         (r"scheme\.discriminator: cannot judge", ["scheme.conditional=true"]),
         (r"distill\.labels: has no meaning", ["distill={labels: {weight: 1}}"]),

@@ -59,6 +59,19 @@ def eyes():
 
 def narrow():
     return nn.Conv2d(3, 3, 3)
+
+
+def silent():
+    return nn.Conv2d(3, 1, 3).requires_grad_(False)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images):
+        return {"image": self.layer(images)}
 """
 
 
@@ -110,6 +123,11 @@ def test_inputs_alone_learn_from_the_teachers_images(place: Path) -> None:
     assert set(rows_of(place, "student")[0]["parts"]) == parts
     page = (place / "run" / "report.html").read_text()
     assert page.count('class="panes"') == 5
+    for shown in ('alt="input"', 'alt="teacher"', "differences of the control", "differences of the student"):
+        assert page.count(shown) == 5
+    assert 'id="zoom"' in page
+    for part in parts:  # of both phases
+        assert f"<h3>{part} <small>" in page
     assert "psnr against" not in page.lower()
 
 
@@ -178,6 +196,16 @@ def test_a_student_from_the_teachers_channels(place: Path) -> None:
     assert "channels of the teacher" in page
 
 
+def test_both_arms_start_from_the_teachers_channels(place: Path) -> None:
+    recipe = {**parse_yaml(RECIPE, "recipe"), "student": {"width": 2}}
+    experiment = load_experiment(from_mapping(recipe), [place])
+    control, student = (experiment.scheme(arm, 3).student.state_dict() for arm in ("control", "student"))
+    theirs = load_file(place / "teacher.safetensors")
+    for name, weight in student.items():
+        assert torch.equal(control[name], weight)
+        assert torch.isin(weight, theirs[name]).all()
+
+
 def test_a_width_that_was_timed_stays_what_it_was(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([2, 1])
     chosen = lambda *parts: (next(found), "width: auto is timed")  # noqa: E731
@@ -228,13 +256,44 @@ def refused(place: Path, match: str, *overrides: str) -> None:
     [
         (r"data\.size: the style generator needs sides that are multiples of 4, got 22x22", ["data.size=22"]),
         (r"data\.crop: must be at most 24", ["data.crop=32"]),
+        (r"data\.size: .* got 18x18; in training data\.crop is the side", ["data.crop=18"]),
+        (r"data\.size: must be from 11, where SSIM begins, got 8", ["data.size=8", "data.crop=8"]),
+        (r"data\.factor: is for data\.degrade: low_resolution", ["data.degrade=grey", "data.factor=2"]),
+        (r"data\.factor: must be at most 16, .* got 17", ["data.degrade=low_resolution", "data.factor=17"]),
         (r"train\.batch_size: must be at most the 8", ["train.batch_size=9"]),
+        (
+            r"scheme: adversarial cannot run its phase 'generator' on images \(4, 3, 4, 4\) of training",
+            ["data.crop=4"],
+        ),
+        (
+            r"scheme: .* phase 'generator' on images \(4, 3, 16, 16\) of training: ValueError",
+            ["scheme.discriminator.arguments={width: 4, layers: 3}"],  # enough for evaluation, not for crops
+        ),
+        (r"scheme\.discriminator: cannot judge", ["scheme.discriminator.arguments={width: 4, layers: 4}"]),
+        (
+            r"scheme\.discriminator\.model: .* layers from 0, got 4 and -1",
+            ["scheme.discriminator.arguments={width: 4, layers: -1}"],
+        ),
+        (
+            r"scheme\.discriminator: has no parameters that could learn",
+            ["scheme.discriminator={model: 'nets.py:silent'}"],
+        ),
+        (
+            r"scheme\.discriminator\.weights: .* does not fit the network",
+            ["scheme.discriminator.weights=teacher.safetensors"],
+        ),
+        (r"scheme\.discriminator\.mean: has no meaning", ["scheme.discriminator.mean=[0.5]"]),
+        (r"teacher\.weights: .* does not fit the network", ["teacher.model=nets.py:small"]),
         (r"scheme\.discriminator: cannot judge", ["scheme.discriminator.arguments={inputs: 1}"]),
         (
             r"student\.model: expected images \(2, 3, 24, 24\), got \(2, 3, 22, 22\)",
             ["student.model=nets.py:narrow"],
         ),
         (r"student\.mean: has no meaning", ["student.mean=[0.5]"]),
+        (r"student\.tokenizer: is for networks of texts", ["student.tokenizer=words"]),
+        (r"student\.weights: has no meaning", ["student={width: 2, weights: teacher.safetensors}"]),
+        (r"student: would be its teacher again", ["student={}"]),
+        (r"distill\.kl: kl compares classes", ["distill.kl.weight=1"]),
         (r"augment: mixing has no meaning", ["augment={mixup: {}}"]),
         (r"scheme: expected adversarial, offline or labels", ["scheme={kind: mutual}", "teacher=null"]),
         (r"teacher: missing; without data.targets", ["teacher=null"]),
@@ -250,6 +309,30 @@ def refused(place: Path, match: str, *overrides: str) -> None:
 )
 def test_bad_recipes_are_refused(place: Path, match: str, overrides: list[str]) -> None:
     refused(place, match, *overrides)
+
+
+def test_a_generator_that_names_its_image(place: Path) -> None:
+    result = go(place, "student.model=nets.py:Named", "train.steps=2", "distill={image_l1: {}}")
+    assert 0 < result["models"]["student"]["psnr"] < 60
+
+
+def test_relations_between_images_and_channels_are_terms(place: Path) -> None:
+    terms = "distill={image_l1: {weight: 10}, similarity_preserving: {}, gram: {}}"
+    go(place, terms, "train.steps=2", control=False)
+    parts = [row["parts"] for row in rows_of(place, "student")]
+    assert all(part["similarity_preserving"] > 0 and part["gram"] > 0 for part in parts)
+
+
+def test_few_test_images_are_no_set(place: Path) -> None:
+    for number in range(1, 6):
+        (place / "inputs" / "test" / f"{number:02}.png").unlink()
+    refused(place, r"data\.path: expected at least two images in the test part, got one")
+    pictures(place / "inputs" / "more", {"test": 3})
+    shutil.copy(place / "inputs/more/test/01.png", place / "inputs/test/01.png")
+    result = go(place, "train.steps=2")
+    assert set(result["gains"]) == {"ssim", "perceptual"}
+    assert "kid" not in result["models"]["student"]
+    assert "2 test images are too few to compare as sets" in (place / "run" / "report.html").read_text()
 
 
 def test_unpaired_names_are_named_ten_of_them(place: Path) -> None:

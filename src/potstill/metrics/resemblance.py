@@ -17,6 +17,7 @@ from torch.nn.functional import conv2d
 from potstill.losses import perceptual
 
 __all__ = [
+    "WINDOW",
     "bootstrap",
     "discrepancies",
     "kernel_distance",
@@ -29,6 +30,7 @@ __all__ = [
 LEAST_ERROR = 1e-10
 """Equal images have a PSNR of 100 dB, not of infinity."""
 WINDOW, SIGMA = 11, 1.5
+"""Side of the window in which structures are compared, and how wide its bell is."""
 DRAWS = 1000
 BLOCK = 1024
 """Rows of a kernel's matrix that are held at once."""

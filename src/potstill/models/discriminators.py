@@ -33,6 +33,8 @@ class PatchDiscriminator(nn.Module):
         self, inputs: int = 3, width: int = 64, layers: int = 3, spectral_norm: bool = False
     ) -> None:
         super().__init__()
+        if width < 1 or layers < 0:
+            raise ValueError(f"expected a width from 1 and layers from 0, got {width} and {layers}")
         widths = [inputs, *(width * min(2**layer, 8) for layer in range(layers + 1))]
         made: list[nn.Module] = []
         for place, (before, after) in enumerate(itertools.pairwise(widths)):

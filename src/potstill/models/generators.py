@@ -27,7 +27,11 @@ def check_sides(images: Tensor, step: int, what: str) -> None:
     """
     height, width = images.shape[2:]
     if height % step or width % step:
-        raise UserError("data.size", f"{what} needs sides that are multiples of {step}, got {height}x{width}")
+        raise UserError(
+            "data.size",
+            f"{what} needs sides that are multiples of {step}, got {height}x{width}; "
+            "in training data.crop is the side",
+        )
 
 
 class Convolution(nn.Sequential):
@@ -228,7 +232,7 @@ class UNet(nn.Module):
         """Images ``(N, outputs, H, W)``, 0..1, of ``(N, inputs, H, W)``, 0..1.
 
         Raises:
-            UserError: If a side is no multiple of ``2**levels``, or no larger than that.
+            UserError: If a side is no multiple of ``2**levels``.
         """
         check_sides(images, self.step, "the U-Net")
         answer: Tensor = self.leave(self.inner(self.enter(2.0 * images - 1.0)))

@@ -64,6 +64,12 @@ class GeneratorStudentConfig(ModelConfig):
             raise UserError("student.target", "goes with width: auto; give both or neither")
         if self.width is not None and self.model != "teacher":
             raise UserError("student.width", f"narrows the teacher, got model: {self.model}")
+        if self.model == "teacher":
+            for key in ("weights", "pretrained"):
+                if getattr(self, key):
+                    raise UserError(f"student.{key}", "has no meaning; it starts from its teacher's channels")
+            if self.width is None and not self.arguments:
+                raise UserError("student", "would be its teacher again; give a width, arguments or a model")
 
 
 def narrow_config(student: GeneratorStudentConfig, teacher: ModelConfig) -> ModelConfig:

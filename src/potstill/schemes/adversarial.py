@@ -14,6 +14,7 @@ from potstill.batch import Batch, Share, Signals, Step
 from potstill.errors import UserError
 from potstill.losses.adversarial import Game, against, deceiving, gradient_penalty
 from potstill.matching.objective import Objective, TermConfig
+from potstill.matching.taps import first_tensor
 from potstill.schemes.around import Around
 from potstill.schemes.offline import Offline
 from potstill.schemes.paraphrasing import refuse_paraphrasers
@@ -92,11 +93,14 @@ class Adversarial(Around):
         self._check_discriminator(example)
 
     def _check_discriminator(self, example: Batch) -> None:
+        if not any(parameter.requires_grad for parameter in self.judge.parameters()):
+            raise UserError("scheme.discriminator", "has no parameters that could learn")
+        with torch.no_grad():
+            real = self._real(example)
         try:
             with torch.no_grad():
-                real = self._real(example)
                 judged = self.judge(self._seen(example, real))
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise UserError("scheme.discriminator", f"cannot judge the images: {error}") from error
         if not isinstance(judged, Tensor) or judged.dim() < 2 or len(judged) != len(real):
             got = tuple(judged.shape) if isinstance(judged, Tensor) else type(judged).__name__
@@ -218,7 +222,9 @@ class Adversarial(Around):
             if known is batch:
                 return real, fake
         with torch.no_grad():
-            return self._real(batch), self.student(batch.tensor("student"))
+            made = first_tensor(self.student(batch.tensor("student")))
+            assert made is not None, "a generator gives images"
+            return self._real(batch), made
 
     def _real(self, batch: Batch) -> Tensor:
         """Those of the batch, else the teacher's."""

@@ -19,10 +19,12 @@ from potstill.metrics.verdict import compare, mean_interval
 from potstill.models.perception import Perception, averaged
 from potstill.tasks.contract import Answers
 
-__all__ = ["DISTANCE", "PSNR", "SSIM", "figures", "gains", "means", "row"]
+__all__ = ["DISTANCE", "LEAST_SET", "PSNR", "SSIM", "figures", "gains", "means", "row"]
 
 PSNR, SSIM, DISTANCE, MEASURES = 0, 1, 2, 3
 """Columns of an answer."""
+LEAST_SET = 6
+"""Images from which on a kernel distance is told: of fewer, a bootstrap often draws one image alone."""
 
 Floats = NDArray[np.float64]
 
@@ -65,10 +67,11 @@ def figures(answers: Answers, features: str | None) -> dict[str, Any]:
     if features is not None:
         found["perceptual"] = float(answers[..., DISTANCE].mean())
         found["perceptual_interval"] = list(mean_interval(answers[..., DISTANCE]))
+        found["features"] = features
+    if features is not None and answers.shape[1] >= LEAST_SET:
         measure = _kernel_measure(answers)
         found["kid"] = float(measure(np.ones((1, answers.shape[1])))[0])
         found["kid_interval"] = list(resemblance.bootstrap(measure, answers.shape[1]))
-        found["features"] = features
     return found
 
 
@@ -81,15 +84,15 @@ def gains(student: Answers, control: Answers, features: str | None) -> dict[str,
         features: Name of the network that saw the images; ``None`` where none did.
 
     Returns:
-        ``ssim``, ``perceptual`` and ``kid``, each with ``gain`` (positive where the student is better),
-        ``interval`` and ``verdict``.
+        ``ssim``, ``perceptual`` and, of 6 images and more, ``kid``, each with ``gain`` (positive where the
+        student is better), ``interval`` and ``verdict``.
     """
     found: dict[str, Any] = {}
     measured = [("ssim", SSIM, 1.0), ("perceptual", DISTANCE, -1.0)]
     for name, column, sign in measured if features is not None else measured[:1]:
         verdict = compare(*(sign * arm[..., column].astype(np.float64) for arm in (student, control)))
         found[name] = {"gain": verdict.gain, "interval": list(verdict.interval), "verdict": verdict.verdict}
-    if features is not None:
+    if features is not None and student.shape[1] >= LEAST_SET:
         ours, theirs = _kernel_measure(student), _kernel_measure(control)
         low, high = resemblance.bootstrap(lambda counts: theirs(counts) - ours(counts), student.shape[1])
         once = np.ones((1, student.shape[1]))
