@@ -22,6 +22,7 @@ from potstill.errors import UserError
 from potstill.models.discriminators import PatchDiscriminator
 from potstill.models.generators import StyleGenerator
 from potstill.run import load_student, run
+from potstill.schemes import signs
 from tests.killing import killed_after
 
 SIDE = 24
@@ -63,6 +64,14 @@ def narrow():
 
 def silent():
     return nn.Conv2d(3, 1, 3).requires_grad_(False)
+
+
+class Endless(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 1, 3)
+
+    def forward(self, images):
+        return super().forward(images) / 0
 
 
 class Named(nn.Module):
@@ -240,6 +249,23 @@ def test_both_phases_resume_exactly(place: Path, monkeypatch: pytest.MonkeyPatch
         for some in lines
     ]
     assert kept[0] == kept[1]
+
+
+def test_a_training_says_what_goes_wrong_in_its_game(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signs, "PATIENCE", 2)
+    worse = {name: (1e9, words) for name, (_, words) in signs.SIGNS.items()}
+    monkeypatch.setattr(signs, "SIGNS", worse)
+    go(place, control=False)
+    said = capsys.readouterr().err
+    for notice in ("step 2: the discriminator wins", "step 2: mode collapse"):
+        assert said.count(notice) == 1
+
+
+def test_a_discriminator_that_is_not_finite_is_named(place: Path) -> None:
+    with pytest.raises(UserError, match=r"train: the loss is not finite at step 1 of 4: adversarial"):
+        go(place, "scheme.discriminator={model: 'nets.py:Endless'}", control=False)
 
 
 def refused(place: Path, match: str, *overrides: str) -> None:
