@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from potstill import measure
+from potstill import distributed, measure
+from potstill.assembly.load import load_experiment
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
+from potstill.folder import RunFolder
 from potstill.prune import gauge
+from potstill.rounds.loop import Rounds
 from potstill.run import load_student, run
 from potstill.train.loop import Training
 
@@ -242,13 +245,22 @@ def test_a_latency_that_noise_hides_is_refused(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prune.target={macs: 0.001}", r"prune\.target\.macs: cannot be reached: the smallest .* is \d+"),
+        (
+            "prune.target={macs: 0.001}",
+            r"prune\.target\.macs: cannot be reached: the smallest .* is [\d,]+ MACs",
+        ),
         ("prune.target={parameters: 99999}", r"prune\.target\.parameters: must be below the model's own"),
         ("prune.target={macs: 1}", r"prune\.target\.macs: must be below the model's own"),
         ("prune.target={macs: 0.5, bytes: 0.5}", r"prune\.target: expected one of .*got macs and bytes"),
         ("prune.target={}", r"prune\.target: expected one of parameters, .*got none"),
         ("prune.target={speed: 2}", r"prune\.target\.speed: unknown key"),
         ("prune.axes=[width]", r"prune\.axes: expected"),
+        ("prune.axes=[]", r"prune\.axes: expected one or more, each once, got none"),
+        ("prune.axes=[layers, layers]", r"prune\.axes: expected one or more, each once, got layers, layers"),
+        ("prune.axes=[mlp]", r"prune\.axes: mlp has no meaning for Residual"),
+        ("prune.axes=[heads]", r"prune\.axes: nothing can be removed from Residual"),
+        ("prune.target={latency_ms: 9999}", r"prune\.target\.latency_ms: must be below the model's own"),
+        ("prune.target={tokens_per_second: 9}", r"tokens_per_second: has a meaning for texts alone"),
         ("prune={steps: 1}", r"prune\.target: missing; expected how small, or prune\.weights"),
         ("prune.weights=1.5", r"prune\.weights: expected a share above 0 and below 1, or N:M"),
         ("prune.weights='2:4'", r"prune\.multiple: must be a multiple of 4 for prune\.weights: 2:4, got 1"),
@@ -265,6 +277,60 @@ def test_what_a_recipe_may_not_ask(project: Any, tmp_path: Path, override: str, 
     with pytest.raises(UserError, match=message):
         go(project, tmp_path / "run", override)
     assert not (tmp_path / "run").exists()  # nothing to clear away before the next try
+
+
+def test_several_processes_are_refused(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = rounds_of(project)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="prune: runs in one process, got 2"):
+        loop.check()
+
+
+def test_a_rival_that_cannot_be_made_anew_is_refused_first(project: Any, tmp_path: Path) -> None:
+    (project.root / "scaled.py").write_text(
+        NETS.replace("self.head =", "self.scale = nn.Parameter(torch.ones(1))\n        self.head =").replace(
+            "maps = self.stage(", "maps = self.scale * self.stage("
+        )
+    )
+    state = load_file(project.root / "wide.safetensors")
+    save_file({**state, "scale": torch.ones(1)}, project.root / "scaled.safetensors")
+    overrides = ("teacher.model='scaled.py:Residual'", "teacher.weights=scaled.safetensors")
+    with pytest.raises(
+        UserError, match=r"prune\.rivals: scratch cannot be made: Residual has no reset_param"
+    ):
+        go(project, tmp_path / "run", *overrides, "prune.rivals=[scratch]")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("target", ["bytes: 0.6", "latency_ms: 1.2"])
+def test_layers_alone_go_until_the_target_holds(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(gauge.measure, "latency", fake_clock(0.0))  # the whole takes 1.963 ms
+    short = ("prune.steps=1", "prune.axes=[layers]", "prune.trial_steps=0", "train.steps=1")
+    found = go(project, tmp_path / "run", f"prune.target={{{target}}}", *short).data["prune"]
+    assert found["reached"] <= found["target"]["absolute"] < found["target"]["whole"]
+    chosen = found["rounds"][0]["candidates"][0]
+    assert len(chosen["blocks"]) == 2
+    assert not chosen["units"]
+    small = load_student(tmp_path / "run").student
+    sizes = {"bytes": measure.size_bytes(small), "latency": 1e-3 * measure.parameters(small)}
+    assert found["reached"] == pytest.approx(sizes[found["quantity"]])
+
+
+def test_averages_and_adapters_of_every_round_fit_what_is_left(project: Any, tmp_path: Path) -> None:
+    hint = "distill.hint={loss: feature_mse, weight: 0.01, layers: [stage.0.conv1, stage.1.conv1]}"
+    result = go(
+        project, tmp_path / "run", hint, "train.ema=0.5", "prune.axes=[channels]", "prune.trial_steps=0"
+    )
+    found = result.data["prune"]
+    units = []
+    for number in (1, 2):
+        student = load_student(tmp_path / "run", round_number=number).student
+        blocks = list(student.stage)  # type: ignore[arg-type]
+        units.append(sum(block.conv1.out_channels for block in blocks))
+        assert measure.macs(student, torch.zeros(1, 1, 6, 6)) == found["rounds"][number - 1]["cost"]
+    assert 3 * 8 > units[0] > units[1]
 
 
 def zeros(folder: Path) -> dict[str, Tensor]:
@@ -336,14 +402,13 @@ def test_scores_of_other_samples_are_others(project: Any, tmp_path: Path) -> Non
             np.save(path, 255 - np.load(path))
 
 
-def test_calibration_losses_are_the_tasks(project: Any) -> None:
-    from potstill.assembly.load import load_experiment
-    from potstill.folder import RunFolder
-    from potstill.rounds.loop import Rounds
-
+def rounds_of(project: Any) -> Rounds:
     experiment = load_experiment(load(project.root / "prune.yaml"), [project.root])
-    loop = Rounds(
-        experiment, RunFolder(project.root / "x"), lambda *_: None, control=False, echo=lambda line: None
-    )
+    folder = RunFolder(project.root / "x")
+    return Rounds(experiment, folder, lambda *_: None, control=False, echo=lambda line: None)
+
+
+def test_calibration_losses_are_the_tasks(project: Any) -> None:
+    loop = rounds_of(project)
     losses: list[Tensor] = list(loop.decider.losses(loop.original))
     assert [len(one) for one in losses] == [16, 16, 8]

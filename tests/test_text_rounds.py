@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from potstill import measure
+from potstill.errors import UserError
 from potstill.rounds import deciding
 from potstill.run import load_student, run
 from potstill.train.loop import Training
@@ -110,6 +111,57 @@ def test_importance_alone_is_scored_drawn_and_read_again(
     assert sorted(result.folder.glob("importance/scores-*")) == scores
 
 
+GPT = """
+import transformers
+
+
+def made(vocab_size: int):
+    return transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            vocab_size=vocab_size, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+            intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+        )
+    )
+"""
+SHORT = ("prune.steps=1", "prune.trial_steps=0", "train.steps=1", "correct.steps=1")
+
+
+def test_a_model_of_an_unknown_family_is_loaded_by_potstill_alone(recipe: Path) -> None:
+    (recipe.parent / "gpt.py").write_text(GPT)
+    lines: list[str] = []
+    teacher = ("teacher.model='gpt.py:made'", "teacher.arguments={}", "prune.target={parameters: 0.7}")
+    result = ran(recipe, *SHORT, *teacher, "prune.axes=[layers]", "correct.steps=20", echo=lines.append)
+    assert any("of no family that is known here" in line and "only Potstill" in line for line in lines)
+    assert not (result.folder / "student").exists()  # its configuration would make another network
+    student = load_student(result.folder, recipe.parent).student
+    assert measure.parameters(student) == result.data["prune"]["reached"]
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(student(tokens).logits, result.student(tokens).logits)
+
+
+def test_magnitude_warns_of_itself(recipe: Path) -> None:
+    lines: list[str] = []
+    ran(recipe, "prune.importance=magnitude", dry=True, echo=lines.append)
+    assert any("magnitude is there to compare with" in line for line in lines)
+    lines.clear()
+    ran(recipe, dry=True, echo=lines.append)
+    assert not any("magnitude" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student={model: teacher, lora: {rank: 2}}"], r"student\.lora: has no meaning beside prune"),
+        (["prune.target={tokens_per_second: 1e12}"], r"smallest .* is .* ms \(.* tokens a second\)"),
+        (["prune.axes=[heads, kv_groups]"], r"prune\.axes: expected heads or kv_groups, got both"),
+    ],
+)
+def test_what_a_recipe_of_texts_may_not_ask(recipe: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ran(recipe, *overrides, dry=True)
+
+
 def encoder(tmp_path: Path, **prune: Any) -> Path:
     """A project whose teacher is a BERT of four layers with two heads each."""
     root = text.project(tmp_path / "texts")
@@ -137,6 +189,21 @@ def test_an_encoder_loses_half_its_heads_and_neurons(tmp_path: Path) -> None:
     tokens = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():
         assert torch.equal(student(tokens).logits, result.student(tokens).logits)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_texts_in_other_tokens_than_a_network_learnt_are_refused(tmp_path: Path, role: str) -> None:
+    root = text.project(tmp_path / "texts")
+    text.bert_in(root / "taught")
+    text.tokenizer_in(root / "other", ["good", "bad"])
+    recipe = text.student_of(prune={"target": {"parameters": 0.6}}, distill={"kl": {}})
+    recipe["student"] = {"model": "teacher"}
+    recipe[role] = {**recipe[role], "tokenizer": "other"}
+    (root / "student.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(
+        UserError, match=rf"{role}\.tokenizer: is another than transformers:taught learnt with"
+    ):
+        run(root / "student.yaml", data=root, out=root / "run", echo=lambda line: None)
 
 
 def test_an_encoder_of_fewer_neurons_and_layers_is_saved_for_any_loader(tmp_path: Path) -> None:

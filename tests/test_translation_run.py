@@ -320,6 +320,10 @@ def refused(place: Path, match: str, *overrides: str) -> None:
         (r"student\.weights: has no meaning", ["student={width: 2, weights: teacher.safetensors}"]),
         (r"student: would be its teacher again", ["student={}"]),
         (r"distill\.kl: kl compares classes", ["distill.kl.weight=1"]),
+        (
+            "prune: needs training data with labels",
+            ["scheme=offline", "student.model=nets.py:large", "prune={target: {macs: 0.5}}"],
+        ),
         (r"augment: mixing has no meaning", ["augment={mixup: {}}"]),
         (r"scheme: expected adversarial, offline or labels", ["scheme={kind: mutual}", "teacher=null"]),
         (r"teacher: missing; without data.targets", ["teacher=null"]),

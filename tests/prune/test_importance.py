@@ -155,6 +155,11 @@ def test_blocks_without_a_finite_score_are_named(kind: str) -> None:
         block_scores(model, structure, calibration(INPUTS), kind)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", UNIT_KINDS)
+def test_without_units_there_is_nothing_to_score(kind: str) -> None:
+    assert unit_scores(Small(maps=False), [], calibration(INPUTS), kind) == {}  # type: ignore[arg-type]
+
+
 def test_scoring_leaves_the_network_alone() -> None:
     model = resnet8().train()
     images = torch.randn(4, 3, 8, 8)

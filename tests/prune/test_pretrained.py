@@ -16,6 +16,7 @@ from potstill import measure
 from potstill.errors import UserError
 from potstill.matching.pairing import auto_pairs
 from potstill.matching.recording import number_in, record
+from potstill.models.architecture import says_all
 from potstill.prune import Plan, PruneConfig, Structure, TargetConfig, masked
 from potstill.prune.candidates import choose
 from potstill.prune.choice import Chooser
@@ -45,6 +46,11 @@ ENCODERS = {
         "RobertaConfig",
         "RobertaForSequenceClassification",
         {"num_hidden_layers": 3, "intermediate_size": 12, "pad_token_id": 0},
+    ),
+    "electra": (
+        "ElectraConfig",
+        "ElectraForSequenceClassification",
+        {"num_hidden_layers": 3, "intermediate_size": 12, "embedding_size": 8},
     ),
     "distilbert": (
         "DistilBertConfig",
@@ -116,15 +122,17 @@ def test_a_smaller_decoder_answers_as_the_masked_one(kind: str, axes: Any) -> No
     assert measure.parameters(small) < measure.parameters(model)
 
 
+@pytest.mark.parametrize("axes", [("layers", "mlp"), ("layers", "mlp", "heads")], ids=["whole", "heads"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_smaller_encoder_answers_as_the_masked_one(kind: str) -> None:
+def test_a_smaller_encoder_answers_as_the_masked_one(kind: str, axes: Any) -> None:
     model = encoder(kind)
-    structure = family_structure(model)
+    structure = family_structure(model, axes)
     plan = spread(structure, (structure.blocks[0],))
     small = removed_pretrained(model, plan, structure)
     torch.testing.assert_close(logits(small), logits(masked(model, plan, structure)), atol=1e-4, rtol=1e-4)
     assert len(family_structure(small).blocks) == 2
     assert {group.units for group in family_structure(small).groups} == {7}
+    assert says_all(small) == ("heads" not in axes)  # else only Potstill can load it
 
 
 @pytest.mark.parametrize("signal", ["tokens", "attention"])
@@ -165,7 +173,8 @@ LOAD = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 for folder in sys.argv[1:]:
-    kind = AutoModelForSequenceClassification if "bert" in folder.rpartition("/")[2] else AutoModelForCausalLM
+    encodes = any(name in folder.rpartition("/")[2] for name in ("bert", "electra"))
+    kind = AutoModelForSequenceClassification if encodes else AutoModelForCausalLM
     model = kind.from_pretrained(folder).eval()
     wanted = torch.load(folder + "/logits.pt", weights_only=True)
     tokens = torch.load(folder + "/tokens.pt", weights_only=True)
@@ -178,11 +187,14 @@ print("same")
 
 def test_a_clean_process_loads_every_family_and_answers_the_same(tmp_path: Path) -> None:
     folders = []
-    for kind in (*DECODERS, *ENCODERS):
+    usual = [
+        (kind, ["layers", "mlp", *(["heads"] if kind in DECODERS else [])]) for kind in (*DECODERS, *ENCODERS)
+    ]
+    for kind, axes in (*usual, ("qwen2", ["layers", "kv_groups"])):
         model = decoder(kind) if kind in DECODERS else encoder(kind)
-        structure = family_structure(model, ["layers", "mlp", *(["heads"] if kind in DECODERS else [])])
+        structure = family_structure(model, axes)
         small = removed_pretrained(model, spread(structure, (structure.blocks[1],)), structure)
-        folder = tmp_path / kind
+        folder = tmp_path / "-".join(axes) / kind
         small.save_pretrained(folder)  # type: ignore[operator]
         torch.save(logits(small), folder / "logits.pt")
         torch.save(TOKENS, folder / "tokens.pt")
@@ -217,6 +229,31 @@ def test_scores_of_a_decoder_are_those_of_its_parts(kind: Any) -> None:
     assert int(neurons.argmin()) == 4
     if kind != "activation":  # what a head says is there even if nothing listens
         assert int(scores["model.layers.1.self_attn.group1"].argmin()) == 1
+
+
+def test_hidden_width_is_scored_over_all_norms() -> None:
+    model = decoder("llama")
+    (group,) = family_structure(model, ["hidden"]).groups
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter[5] = 0.0  # nothing reads it, whatever is written there
+    for kind in ("taylor", "activation", "activation_weight"):
+        scores = unit_scores(model, [group], losses, kind)["hidden"]
+        assert int(scores.argmin()) == 5
+        assert float(scores[5]) == 0
+    read: list[Tensor] = []
+    norms = [one for name, one in model.named_modules() if name.endswith("norm")]
+    hooks = [norm.register_forward_hook(lambda *given: read.append(given[2].detach())) for norm in norms]
+    raw = torch.zeros(24, dtype=torch.float64)
+    for _ in losses(model):
+        raw += sum(one[0].double().abs().mean(dim=0) ** 2 for one in read)
+        read.clear()
+    for hook in hooks:
+        hook.remove()
+    wanted = (raw / 2).sqrt()
+    found = unit_scores(model, [group], losses, "activation")["hidden"]
+    torch.testing.assert_close(found, wanted / wanted.mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_activation_of_a_head_is_the_norm_of_what_it_says() -> None:

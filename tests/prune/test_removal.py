@@ -191,6 +191,54 @@ def test_shared_weights_stay_shared_or_refuse() -> None:
         removed(copy.deepcopy(model), Plan(units={"a": (0,)}), Structure((other,)))
 
 
+def test_a_weight_that_another_layer_holds_too_is_not_cut_in_one_place_alone() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 5, bias=False), nn.Linear(6, 5, bias=False)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(10, 8)
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            both = torch.cat([self.first(inputs), self.second(inputs.flip(1))], dim=1).relu()
+            out: Tensor = self.last(self.head(both).relu())
+            return out
+
+    structure = find_structure(Tied().eval(), torch.randn(2, 6), ["channels"])
+    assert [group.name for group in structure.groups] == ["head"]
+    assert any("weight is shared with" in note for note in structure.notes)
+
+
+def test_channels_that_are_added_go_together_and_grouped_convolutions_stay() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+            self.shortcut, self.wide = nn.Conv2d(8, 12, 1), nn.Conv2d(8, 12, 3, padding=1)
+            self.grouped, self.mix = nn.Conv2d(12, 12, 3, groups=3), nn.Conv2d(12, 6, 1)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.stem(images).relu()
+            maps = (maps + self.inner(maps)).relu()
+            maps = self.grouped((self.shortcut(maps) + self.wide(maps)).relu())
+            out: Tensor = self.head(self.mix(maps).relu().mean(dim=(2, 3)))
+            return out
+
+    model = lively(Added())
+    structure = find_structure(model, IMAGES, ["channels"])
+    assert sorted(group.units for group in structure.groups) == [6, 8]
+    residual = next(group for group in structure.groups if group.units == 8)
+    assert {piece.module for piece in residual.writers} == {"stem", "inner"}
+    assert {piece.module for piece in residual.readers} == {"inner", "shortcut", "wide"}
+    plan = every_second(structure)
+    with torch.no_grad():
+        small, whole = removed(model, plan, structure)(IMAGES), masked(model, plan, structure)(IMAGES)
+    torch.testing.assert_close(small, whole, atol=2e-5, rtol=1e-5)
+    assert any("grouped is a transposed or grouped convolution" in note for note in structure.notes)
+
+
 def test_not_all_units_of_a_group_may_go() -> None:
     model = resnet8().eval()
     structure = find_structure(model, IMAGES)

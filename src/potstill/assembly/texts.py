@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def _tokenizers(recipe: Recipe, search: Sequence[Path]) -> dict[str, Any]:
         own = found["teacher"] if spec is None else _tokenizer(role, config, spec, search)
         alike = "teacher" in found and found["teacher"].get_vocab() == own.get_vocab()
         found[role] = found["teacher"] if alike else own
+    _check_own_tokens(recipe, found, search)
     covered = [name for name, _, _ in recipe.augment.coverings()]
     if covered and any(covering_token(own) is None for own in found.values()):
         raise UserError(f"augment.{covered[0]}", "the tokenizer has neither a mask nor an unknown token")
@@ -119,6 +120,29 @@ def _tokenizers(recipe: Recipe, search: Sequence[Path]) -> dict[str, Any]:
                     "student.tokenizer the teacher's",
                 )
     return found
+
+
+def _check_own_tokens(recipe: Recipe, found: Mapping[str, Any], search: Sequence[Path]) -> None:
+    """A network that has learnt, and is not to learn anew, reads the tokens that it learnt from."""
+    for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if config is None or config.tokenizer is None:
+            continue
+        model = config.model
+        if role == "student" and model == "teacher" and recipe.teacher is not None:
+            model = recipe.teacher.model
+        elif role == "student" and recipe.prune is None:
+            continue
+        if not model.startswith(PREFIX):
+            continue
+        try:
+            folder = folder_of(model, search, role, "tokenizer_config.json")
+        except UserError:  # it brings none
+            continue
+        if tokenizer(folder, role).get_vocab() != found[role].get_vocab():
+            raise UserError(
+                f"{role}.tokenizer",
+                f"is another than {model} learnt with, so it reads nonsense; leave it out",
+            )
 
 
 def _tokenizer(role: str, config: ModelConfig, spec: str, search: Sequence[Path]) -> Any:

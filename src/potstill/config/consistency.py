@@ -82,6 +82,10 @@ def _check_prune(recipe: Recipe) -> None:
         raise UserError(
             "prune", f"has no meaning with scheme: {recipe.scheme.kind}; it needs a trained teacher"
         )
+    if isinstance(recipe, LanguageRecipe) and recipe.student.lora is not None:
+        raise UserError(
+            "student.lora", "has no meaning beside prune: updates do not fit what is left; leave it out"
+        )
     untrained = recipe.student.weights is None and not recipe.student.pretrained
     if recipe.task == "classification" and untrained and not recipe.student.arguments:
         raise UserError("student.weights", "missing; what is pruned must have learnt before")

@@ -21,7 +21,7 @@ from potstill.errors import UserError
 from potstill.files import read_json, write_json
 from potstill.models.heads import fit_heads
 
-__all__ = ["Architecture", "says_all", "take_hooks"]
+__all__ = ["Architecture", "Passing", "says_all", "take_hooks"]
 
 HOOKS = (
     "_forward_hooks",
@@ -30,6 +30,15 @@ HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+
+
+class Passing(nn.Identity):
+    """Stands where a block was: gives the first of what it gets, whatever else comes with it."""
+
+    def forward(self, input: torch.Tensor, *others: object, **named: object) -> torch.Tensor:
+        """``input`` as it is."""
+        del others, named
+        return input
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Architecture:
         try:
             for path in self.removed:
                 model.get_submodule(path)
-                model.set_submodule(path, nn.Identity())
+                model.set_submodule(path, Passing())
             for path, changed in self.modules.items():
                 _reshape(model.get_submodule(path), changed)
         except (AttributeError, KeyError, TypeError) as error:

@@ -74,15 +74,20 @@ def choose(
     if not found:
         name, value = chooser.gauge.target.given
         raise UserError(f"prune.target.{name}", f"no network measured here met it, got {value:g}")
-    found.sort(key=lambda candidate: candidate.loss)
+    found.sort(key=lambda candidate: _rank(candidate.loss))
     if trial is None or chooser.config.trial_steps == 0 or len(found) == 1:
         return found
     tried = [
         replace(one, trial=trial(place, cut(chooser.model, one.plan, chooser.structure)))
         for place, one in enumerate(found[: chooser.config.finalists])
     ]
-    tried.sort(key=lambda candidate: candidate.trial if candidate.trial is not None else math.inf)
+    tried.sort(key=lambda candidate: _rank(candidate.trial))
     return [*tried, *found[chooser.config.finalists :]]
+
+
+def _rank(loss: float | None) -> float:
+    """What is no number comes last."""
+    return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def _gone(plan: Plan, structure: Structure) -> dict[str, int]:

@@ -31,6 +31,11 @@ Step = tuple[tuple[Group, int], ...]
 """Units that go at once: one, or as many from every layer as keep all of them equally wide."""
 
 
+def _kind(group: Group) -> str:
+    """What groups that stay equally wide have in common, in every round."""
+    return group.together or group.name
+
+
 @dataclass
 class Chooser:
     """Makes plans for one network.
@@ -41,6 +46,8 @@ class Chooser:
         scores: In which order.
         gauge: What it costs.
         config: The recipe's section.
+        original: What could go before the first round, of which ``keep`` is a share; what may go now
+            where it is left out.
     """
 
     model: nn.Module
@@ -48,6 +55,7 @@ class Chooser:
     scores: Scores
     gauge: Gauge
     config: PruneConfig
+    original: Structure | None = None
     _order: list[tuple[float, Step]] = field(init=False)
     _blocks: list[str] = field(init=False)
 
@@ -55,15 +63,16 @@ class Chooser:
         blocks = sorted(self.structure.blocks, key=self.scores.blocks.__getitem__)
         most = len(blocks)
         if self.structure.family:  # a transformer without layers is none
-            most -= max(1, math.ceil(self.config.keep * most))
+            most -= max(1, math.ceil(self.config.keep * len((self.original or self.structure).blocks)))
         self._blocks = blocks[: max(0, most)]
         self._skeleton = self.model
         if self.gauge.by_shapes:
             self._skeleton = copy.deepcopy(self.model).to("meta")
         self._whole = self.gauge.unit_cost(self._skeleton)
+        self._wide = {_kind(group): group.units for group in (self.original or self.structure).groups}
         sets: dict[str, list[Group]] = {}
         for group in self.structure.groups:
-            sets.setdefault(group.together or group.name, []).append(group)
+            sets.setdefault(_kind(group), []).append(group)
         self._order = [pair for groups in sets.values() for pair in self._steps(groups)]
 
     def _steps(self, groups: list[Group]) -> Iterator[tuple[float, Step]]:
@@ -72,7 +81,7 @@ class Chooser:
         The merit of a step is the score that is lost for each unit of cost that is saved.
         """
         width = groups[0].units
-        least = max(1, math.ceil(self.config.keep * width))
+        least = max(1, math.ceil(self.config.keep * self._wide.get(_kind(groups[0]), width)))
         multiple = 1 if groups[0].axis in HEADS else self.config.multiple
         allowed = groups[0].left or range(1, width)
         widths = [left for left in sorted(allowed, reverse=True) if left >= least and left % multiple == 0]
@@ -162,8 +171,8 @@ class Chooser:
             name, value = self.gauge.target.given
             raise UserError(
                 f"prune.target.{name}",
-                f"cannot be reached: the smallest that these axes and prune.keep allow is {least:g} "
-                f"({least / self.gauge.whole:.1%} of the model), got {value:g}",
+                f"cannot be reached: the smallest that these axes and prune.keep allow is "
+                f"{self.gauge.written(least)} ({least / self.gauge.whole:.1%} of the model), got {value:g}",
             )
         return least
 

@@ -155,6 +155,8 @@ class Gauge:
 
     def written(self, value: float) -> str:
         """A cost, as people read it."""
+        if self.target.given[0] == "tokens_per_second":
+            return f"{value:.4g} ms ({1000 * _tokens(self.example) / value:.4g} tokens a second)"
         if self.quantity == "latency":
             return f"{value:.4g} ms"
         return f"{value:,.0f} {'MACs' if self.quantity == 'macs' else self.quantity}"

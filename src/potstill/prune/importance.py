@@ -72,6 +72,8 @@ def unit_scores(
         https://arxiv.org/abs/1906.10771; Muralidharan and others, "Compact Language Models via Pruning and
         Knowledge Distillation", 2024, https://arxiv.org/abs/2407.14679
     """
+    if not groups:
+        return {}
     model = _ready(model)
     if kind == "magnitude":
         found = {group.name: _norm(model, group.slices, group.units) for group in groups}

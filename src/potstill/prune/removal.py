@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from potstill.errors import UserError
+from potstill.models.architecture import Passing
 from potstill.models.heads import fit_heads
 from potstill.prune.groups import Group, Plan, Slice, Structure
 
-__all__ = ["Passing", "masked", "removed", "structure_after"]
+__all__ = ["masked", "removed", "structure_after"]
 
 Dimension = tuple[str, str, int]
 """Path of a module, name of its tensor, number of the dimension."""
-
-
-class Passing(nn.Identity):
-    """Stands where a block was: gives the first of what it gets, whatever else comes with it."""
-
-    def forward(self, input: Tensor, *others: object, **named: object) -> Tensor:
-        """``input`` as it is."""
-        del others, named
-        return input
 
 
 def removed(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
@@ -112,6 +104,7 @@ def _cut(model: nn.Module, kept: dict[Dimension, Tensor]) -> None:
     by_tensor: dict[tuple[str, str], dict[int, Tensor]] = {}
     for (owner, name, dim), mask in kept.items():
         by_tensor.setdefault((owner, name), {})[dim] = mask
+    _check_shared(model, by_tensor)
     shared: dict[int, tuple[dict[int, Tensor], Tensor]] = {}
     old: list[Tensor] = []  # held, so that no identity is given away twice
     for (path, name), masks in by_tensor.items():
@@ -129,6 +122,16 @@ def _cut(model: nn.Module, kept: dict[Dimension, Tensor]) -> None:
             shared[id(tensor)] = (masks, smaller)
         setattr(module, name, smaller)
         _tell(module)
+
+
+def _check_shared(model: nn.Module, cut: Collection[tuple[str, str]]) -> None:
+    """Refuse to cut a tensor in one module and leave it whole in another."""
+    found = {id(getattr(model.get_submodule(path), name)): (path, name) for path, name in cut}
+    for path, module in model.named_modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            if id(tensor) in found and (path, name) not in cut:
+                one = ".".join(found[id(tensor)])
+                raise UserError("prune", f"{one} is shared with {path}.{name}, which would stay whole")
 
 
 def _selected(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:

@@ -111,7 +111,7 @@ class PruneConfig:
     trial_steps: Annotated[int, Range(least=0)] = 30
     """Length of that, in optimiser steps; 0 for none."""
     keep: Annotated[float, Range(least=0, most=1)] = 0.125
-    """Smallest share of its units that a group keeps."""
+    """Smallest share of its units, or of its layers, that the original keeps through all rounds."""
     multiple: Annotated[int, Range(least=1)] = 1
     """Widths are multiples of this; heads are counted one by one."""
     latency_batch: Annotated[int, Range(least=1)] = 1
@@ -125,6 +125,9 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if self.target is None and self.weights is None:
             raise UserError("prune.target", "missing; expected how small, or prune.weights")
+        if self.axes is not None and len(set(self.axes)) < max(1, len(self.axes)):
+            given = ", ".join(self.axes) or "none"
+            raise UserError("prune.axes", f"expected one or more, each once, got {given}")
         if self.weights is not None:
             _check_weights(self)
 

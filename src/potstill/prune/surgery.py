@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from potstill.prune.pretrained import removed_pretrained
 from potstill.prune.removal import removed, structure_after
 from potstill.prune.structure import find_structure
 
-__all__ = ["cut", "structure_left", "structure_of", "untrained", "usual_axes"]
+__all__ = ["check_renewable", "cut", "structure_left", "structure_of", "untrained", "usual_axes"]
 
 
 def usual_axes(model: nn.Module) -> tuple[Axis, ...]:
@@ -43,7 +44,14 @@ def structure_of(model: nn.Module, example: Inputs, axes: Sequence[Axis]) -> Str
     """
     if is_known(model):
         return family_structure(model, axes)
-    return find_structure(model, example, axes)
+    found = find_structure(model, example, axes)
+    if not hasattr(model, "save_pretrained"):
+        return found
+    alone = (
+        f"the configuration of {type(model).__name__}, of no family that is known here, cannot say what "
+        "goes, so only Potstill can load what is left"
+    )
+    return replace(found, notes=(*found.notes, alone))
 
 
 def cut(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
@@ -77,14 +85,26 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
         fresh = kind(copy.deepcopy(config))
         take_hooks(fresh, copy.deepcopy(model))
         return _resized(fresh, model)
+    check_renewable(model)
     made = copy.deepcopy(model).to("cpu")
-    for path, module in made.named_modules():
+    for module in made.modules():
         reset: Any = getattr(module, "reset_parameters", None)
         if reset is not None:
             reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise UserError("prune.rivals", f"scratch cannot be made: {path} has no reset_parameters()")
     return made
+
+
+def check_renewable(model: nn.Module) -> None:
+    """Refuse a network that :func:`untrained` cannot make again.
+
+    Raises:
+        UserError: If it has weights of its own that no module of it knows how to begin.
+    """
+    for path, module in model.named_modules() if not is_known(model) else ():
+        own = next(module.parameters(recurse=False), None) is not None
+        if own and not hasattr(module, "reset_parameters"):
+            name = path or type(module).__name__
+            raise UserError("prune.rivals", f"scratch cannot be made: {name} has no reset_parameters()")
 
 
 def _resized(fresh: nn.Module, model: nn.Module) -> nn.Module:

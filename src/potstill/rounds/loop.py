@@ -24,7 +24,7 @@ from potstill.models.architecture import Architecture
 from potstill.prune import PruneConfig, Structure
 from potstill.prune.masks import hold, nonzero, weight_masks
 from potstill.prune.settling import settled
-from potstill.prune.surgery import cut, structure_left
+from potstill.prune.surgery import check_renewable, cut, structure_left
 from potstill.rounds.deciding import Decider, TrainOne, decided, plan_of, starting_from
 from potstill.rounds.rivals import Rival, compete
 from potstill.rounds.shapes import round_place
@@ -75,6 +75,8 @@ class Rounds:
         echo: Callable[[str], None],
     ) -> None:
         assert experiment.recipe.prune is not None, "only a recipe with prune has rounds"
+        if experiment.task.supervised is None:
+            raise UserError("prune", "needs training data with labels, as losses on them say what may go")
         self.experiment, self.folder = experiment, folder
         self.config: PruneConfig = experiment.recipe.prune
         self.decider = Decider(experiment, self.config, folder, train_one, echo)
@@ -94,7 +96,8 @@ class Rounds:
         """What is aimed at, in words; nothing is written or trained.
 
         Raises:
-            UserError: If the target cannot be met or told from noise, or there are several processes.
+            UserError: If the target cannot be met or told from noise, a rival cannot be made, or there are
+                several processes.
         """
         if distributed.world_size() > 1:
             raise UserError("prune", f"runs in one process, got {distributed.world_size()}")
@@ -102,6 +105,8 @@ class Rounds:
             masks = weight_masks(copy.deepcopy(self.original).to("meta"), self.config.weights)
             if self.config.target is None:
                 return f"prune: single weights of {len(masks)} layers become zero ({self.config.weights})"
+        if "scratch" in self.config.rivals:
+            check_renewable(self.original)
         self.structure = self.decider.structure
         gauge, least = self.decider.gauge, self.decider.least()
         units = sum(group.units for group in self.structure.groups)

@@ -21,6 +21,7 @@ from potstill.errors import UserError
 from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput
 from potstill.metrics.perplexity import document_scores, document_sums, means_by, perplexity, token_closeness
+from potstill.models.architecture import says_all
 from potstill.models.causal import save_huggingface
 from potstill.models.lora import merged, save_adapters
 from potstill.models.projection import COUNTED
@@ -276,11 +277,14 @@ class LanguageModeling:
     def keep(self, model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the weights, and beside them the student in Hugging Face layout (``student/``).
 
-        A student of which updates learnt is written whole; the updates alone stand in ``adapter/``.
+        A student of which updates learnt is written whole; the updates alone stand in ``adapter/``. One that
+        its configuration does not describe (parts of it went) has no such layout: no loader could read it.
         """
         save_weights(model, path, metadata)
         if hasattr(model, "save_pretrained"):
-            save_huggingface(merged(model), self.tokenizer, path.parent / "student")
+            whole = merged(model)
+            if says_all(whole):
+                save_huggingface(whole, self.tokenizer, path.parent / "student")
             save_adapters(model, path.parent / "adapter")
 
     def evidence(self, answers: Mapping[str, Answers], part: TokenSet, temperature: float) -> dict[str, Any]:
