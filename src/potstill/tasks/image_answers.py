@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.metrics import resemblance
+from potstill.metrics.frechet import frechet_figures
 from potstill.metrics.verdict import compare, mean_interval
 from potstill.models.perception import Perception, averaged
 from potstill.tasks.contract import Answers
@@ -56,7 +57,7 @@ def means(answers: Tensor) -> dict[str, float]:
 
 
 def figures(answers: Answers, features: str | None) -> dict[str, Any]:
-    """SSIM, perceptual and kernel distance with their intervals, and by whose features.
+    """SSIM, perceptual, kernel and (of many images) Fréchet distance, with intervals, and by whose features.
 
     Args:
         answers: ``(seeds, N, k)``.
@@ -72,6 +73,7 @@ def figures(answers: Answers, features: str | None) -> dict[str, Any]:
         measure = _kernel_measure(answers)
         found["kid"] = float(measure(np.ones((1, answers.shape[1])))[0])
         found["kid_interval"] = list(resemblance.bootstrap(measure, answers.shape[1]))
+        found |= frechet_figures(*_features(answers))
     return found
 
 
@@ -102,10 +104,15 @@ def gains(student: Answers, control: Answers, features: str | None) -> dict[str,
     return found
 
 
+def _features(answers: Answers) -> tuple[Answers, Answers]:
+    """Features of the images and of their references, each ``(seeds, N, F)``."""
+    width = (answers.shape[-1] - MEASURES) // 2
+    return answers[..., MEASURES : MEASURES + width], answers[..., MEASURES + width :]
+
+
 def _kernel_measure(answers: Answers) -> Callable[[Floats], Floats]:
     """The kernel distance over seeds, ``(D,)``, for rows of counts ``(D, N)``."""
-    width = (answers.shape[-1] - MEASURES) // 2
-    own, wanted = answers[..., MEASURES : MEASURES + width], answers[..., MEASURES + width :]
+    own, wanted = _features(answers)
 
     def each(counts: Floats) -> Iterator[Floats]:
         for images, references in zip(own, wanted, strict=True):

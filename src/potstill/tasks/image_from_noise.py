@@ -22,6 +22,7 @@ from potstill.data.pixels import middle
 from potstill.errors import UserError
 from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput
+from potstill.metrics.frechet import frechet_figures
 from potstill.metrics.resemblance import kernel_jackknife
 from potstill.metrics.verdict import mean_interval
 from potstill.models.perception import Perception
@@ -176,9 +177,10 @@ class ImageFromNoise:
     def figures(
         self, answers: Answers, teacher: Answers | None, part: PictureSet
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """By whose features the distance is."""
-        del answers, teacher, part
-        return {}, {"features": self.eyes.name}
+        """The Fréchet distance where there are images enough, and by whose features the distances are."""
+        del teacher, part
+        own, real = np.split(answers, 2, axis=-1)
+        return {}, {"features": self.eyes.name, **frechet_figures(own, real)}
 
     def joined(self, answers: Sequence[Answers]) -> Answers:
         """A mixture: the networks' images in turns."""
