@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from potstill import distributed
 from potstill.batch import Batch, Signals
 from potstill.errors import UserError
 from potstill.losses import image_l1
@@ -208,3 +212,48 @@ def test_what_cannot_be_judged_is_refused() -> None:
         Adversarial(generator(2), None, objective, judge, example=batch_of())
     with pytest.raises(ValueError, match="phases generator and discriminator"):
         scheme_of()(batch_of(), "train")
+
+
+def _gradients(scheme: Adversarial, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Gradients and sums of both phases of a step, names without DDP's wrapper."""
+    found: dict[str, Tensor] = {}
+    totals: dict[str, float] = {}
+    for phase in ("generator", "discriminator"):
+        scheme.zero_grad()
+        step = scheme(batch, phase)
+        step.loss.backward()
+        totals |= {name: float(part.total.detach()) for name, part in step.parts.items()}
+        for name, parameter in scheme.named_parameters():
+            if parameter.grad is not None and parameter.grad.any():
+                found[f"{phase}: {name.replace('.module.', '.')}"] = parameter.grad.clone()
+    return found, totals
+
+
+def _half(rank: int, store: str, folder: str) -> None:
+    """One of two processes: half of the batch, each part through DDP."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    scheme = scheme_of(truth=True)
+    for name, part in list(scheme.parts.items()):
+        scheme.parts[name] = DistributedDataParallel(part)
+    whole = batch_of(4, truth=True)
+    assert whole.target is not None
+    rows = slice(2 * rank, 2 * rank + 2)
+    half = Batch({"student": whole.tensor("student")[rows]}, whole.target[rows], None, whole.index[rows])
+    torch.save(_gradients(scheme, half), f"{folder}/{rank}.pt")
+    distributed.stop()
+
+
+def test_two_processes_equal_one_with_convolutions(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(pytestconfig.rootpath))
+        multiprocessing.spawn(_half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    expected, totals = _gradients(scheme_of(truth=True), batch_of(4, truth=True))
+    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert any(name.startswith("discriminator: ") for name in expected)
+    for gradients_of_one, _ in both:
+        assert gradients_of_one.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients_of_one[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    for name in totals.keys() - {"variety"}:  # which is of a batch
+        assert sum(each[1][name] for each in both) == pytest.approx(totals[name], rel=1e-4)
