@@ -17,9 +17,11 @@ from potstill import distributed, measure
 from potstill.assembly.load import load_experiment
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
+from potstill.files import write_json
 from potstill.folder import RunFolder
 from potstill.prune import gauge
 from potstill.rounds.loop import Rounds
+from potstill.rounds.shapes import round_at_size
 from potstill.run import load_student, run
 from potstill.train.loop import Training
 
@@ -93,6 +95,19 @@ def go(project: Any, out: Path, *overrides: str, resume: bool = False, **options
         echo=options.pop("echo", lambda line: None),
         **options,
     )
+
+
+@pytest.mark.parametrize(("size", "number"), [(0.8, 1), (9.0, 1), (1100.0, 1), (1112.0, 2), (1400.0, 2)])
+def test_a_size_in_tokens_a_second_is_the_least(size: float, number: int, tmp_path: Path) -> None:
+    """1000 tokens a second of 20 tokens take 20 ms; 9 is as easy as any other that the first round holds."""
+    folder = RunFolder(tmp_path)
+    rows = [{"round": 1, "cost": 18.0}, {"round": 2, "cost": 14.0}]
+    target = {"key": "tokens_per_second", "value": 1400.0, "absolute": 20_000 / 1400, "whole": 22.5}
+    folder.recipe.write_text("{}")
+    write_json(folder.result, {"prune": {"target": target, "quantity": "latency", "rounds": rows}})
+    assert round_at_size(folder, size) == number
+    with pytest.raises(UserError, match=r"no round got to 10 ms; there are 18, 14"):
+        round_at_size(folder, 2000.0)
 
 
 def test_a_run_meets_its_target_and_every_round_is_kept(project: Any, tmp_path: Path) -> None:

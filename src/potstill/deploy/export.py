@@ -39,6 +39,8 @@ __all__ = [
 SAMPLES = 64
 BATCHES = (1, 7)
 TOLERANCE = 1e-3
+CLASSES = "same classes"
+"""In what logits agree; their difference is told over their spread."""
 
 
 class Exportable(Protocol):
@@ -75,13 +77,14 @@ class Exported:
     path: Path
     samples: int
     largest_difference: float
-    agree: str = "same classes"
+    agree: str = CLASSES
 
     def describe(self) -> str:
         """One line for people."""
+        relative = "relative " if self.agree == CLASSES else ""
         return (
             f"{self.path}: {self.path.stat().st_size:,} bytes; onnxruntime agrees with the trained student "
-            f"on {self.samples} test samples ({self.agree}, largest relative difference "
+            f"on {self.samples} test samples ({self.agree}, largest {relative}difference "
             f"{self.largest_difference:.1e})"
         )
 

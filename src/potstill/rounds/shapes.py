@@ -54,7 +54,8 @@ def round_at_size(folder: RunFolder, size: float) -> int:
 
     Args:
         folder: The run's.
-        size: In the unit of the run's target; up to 1 a share of the original.
+        size: In the unit of the run's target (tokens a second: at least as many); up to 1 a share of the
+            original's size or time.
 
     Raises:
         UserError: If nothing was pruned, or no round got that small.
@@ -62,9 +63,12 @@ def round_at_size(folder: RunFolder, size: float) -> int:
     found = folder.read_result().get("prune")
     if found is None:
         raise UserError("--at-size", "has no meaning: nothing was pruned in this run")
-    most = size * found["target"]["whole"] if size <= 1 else size
+    target, unit = found["target"], "ms" if found["quantity"] == "latency" else found["quantity"]
+    most = size * target["whole"] if size <= 1 else size
+    if size > 1 and target["key"] == "tokens_per_second":
+        most = target["absolute"] * target["value"] / size
     fitting = [row for row in found["rounds"] if row["cost"] <= most]
     if not fitting:
         sizes = ", ".join(f"{row['cost']:g}" for row in found["rounds"])
-        raise UserError("--at-size", f"no round got to {most:g} {found['quantity']}; there are {sizes}")
+        raise UserError("--at-size", f"no round got to {most:g} {unit}; there are {sizes}")
     return int(max(fitting, key=lambda row: row["cost"])["round"])
