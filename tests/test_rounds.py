@@ -280,6 +280,9 @@ def test_a_latency_that_noise_hides_is_refused(
         ("prune.weights=1.5", r"prune\.weights: expected a share above 0 and below 1, or N:M"),
         ("prune.weights='2:4'", r"prune\.multiple: must be a multiple of 4 for prune\.weights: 2:4, got 1"),
         ("prune={weights: '2:3'}", r"prune\.weights: .*conv1.* has 4 inputs, no multiple of 3"),
+        ("prune={weights: 0.5, axes: [layers]}", r"prune\.axes: has no meaning where single weights go"),
+        ("prune={weights: 0.5, keep: 0.5}", r"prune\.keep: has no meaning where single weights go and no"),
+        ("prune={weights: 1e-6}", r"prune\.weights: 1e-06 of a layer's weights is less than one"),
         ("prune={weights: 0.5, rivals: [scratch]}", r"prune\.rivals: have no meaning beside prune\.weights"),
         ("scheme=mutual", r"teacher: has no meaning|prune: has no meaning"),
         (

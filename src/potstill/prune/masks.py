@@ -43,7 +43,7 @@ def weight_masks(
         By name of the parameter, bool of its shape: true where the weight is kept.
 
     Raises:
-        UserError: If the pattern cannot be read, or a tensor's inputs are no multiple of M.
+        UserError: If the pattern cannot be read, a tensor's inputs are no multiple of M, or nothing would go.
 
     Reference:
         Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Language Models", 2023,
@@ -68,6 +68,9 @@ def weight_masks(
             scores = scores * along.to(scores.device)
         name = f"{path}.weight"
         found[name] = _kept(scores, share, name, by_row=kind == "input")
+    widths = [mask[0].numel() if kind == "input" else mask.numel() for mask in found.values()]
+    if not isinstance(share, tuple) and not any(round(share * width) for width in widths):
+        raise UserError("prune.weights", f"{share:g} of a layer's weights is less than one: nothing would go")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal
 
 from potstill.errors import UserError
@@ -77,6 +77,10 @@ class TargetConfig:
         if target >= whole:
             raise UserError(f"prune.target.{name}", f"must be below the model's own {whole:g}, got {value:g}")
         return target
+
+
+OF_WEIGHTS = ("weights", "weight_importance", "calibration", "steps", "scores")
+"""Keys that say something of single weights, or nothing wrong: all of them go in one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +165,11 @@ def _check_weights(config: PruneConfig) -> None:
     pattern = pattern_of(config.weights)
     if config.rivals:
         raise UserError("prune.rivals", "have no meaning beside prune.weights; leave them out")
+    for part in fields(config) if config.target is None else ():
+        if part.name not in OF_WEIGHTS and getattr(config, part.name) != part.default:
+            raise UserError(
+                f"prune.{part.name}", "has no meaning where single weights go and no parts (prune.target)"
+            )
     if config.target is not None and isinstance(pattern, tuple) and config.multiple % pattern[1]:
         raise UserError(
             "prune.multiple",
