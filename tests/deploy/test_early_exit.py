@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,31 @@ def test_a_policy_file_is_refused_for_another_network(small: WithExits, tmp_path
         load_policy(path, small)
     with pytest.raises(UserError, match="no such file"):
         load_policy(tmp_path / "other.json", small)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": None}, "these thresholds were chosen for another network"),
+        ({"policy": None}, "damaged: policy: expected a kind, thresholds and temperatures, got None"),
+        ({"policy": [0.5]}, "damaged: policy: expected a kind, thresholds and temperatures"),
+        ({"policy": {"kind": "margin", "thresholds": ["high"], "temperatures": [1, 1]}}, "damaged: policy:"),
+        ({"policy": {"kind": "luck", "thresholds": [1], "temperatures": [1, 1]}}, "damaged: .*got 'luck'"),
+    ],
+)
+def test_a_policy_file_that_was_changed_by_hand_is_refused(
+    small: WithExits, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "policy.json"
+    save_policy(path, Policy("probability", (0.5, NEVER)), small)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
+    with pytest.raises(UserError, match=message):
+        load_policy(path, small)
+    for key in changes:
+        path.write_text(json.dumps({name: value for name, value in content.items() if name != key}))
+        with pytest.raises(UserError, match=f"damaged: {key} missing"):
+            load_policy(path, small)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,14 @@ def test_damaged_and_missing_files(
     segment.write_bytes(segment.read_bytes()[:-1])
     with pytest.raises(ValueError, match="its checksum differs"):
         OnnxEarlyExit(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "policy": {"kind": "margin"}}))
+    with pytest.raises(ValueError, match="policy: expected a kind, thresholds and temperatures"):
+        OnnxEarlyExit(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": manifest["format"]}))
+    with pytest.raises(ValueError, match="damaged: weights, policy, exits, classes, segments missing"):
+        OnnxEarlyExit(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     segment.unlink()
     with pytest.raises(ValueError, match=r"no such file, though manifest\.json names it"):
         OnnxEarlyExit(tmp_path)

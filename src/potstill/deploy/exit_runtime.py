@@ -86,9 +86,19 @@ class Policy:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Policy:
-        """What :meth:`to_json` gave."""
-        thresholds = (math.inf if each is None else float(each) for each in value["thresholds"])
-        return cls(str(value["kind"]), tuple(thresholds), tuple(map(float, value["temperatures"])))
+        """What :meth:`to_json` gave.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        try:
+            thresholds = tuple(math.inf if each is None else float(each) for each in value["thresholds"])
+            kind, temperatures = str(value["kind"]), tuple(map(float, value["temperatures"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"policy: expected a kind, thresholds and temperatures, got {value!r:.80}"
+            ) from error
+        return cls(kind, thresholds, temperatures)
 
 
 class Judge:
@@ -180,16 +190,19 @@ def read_policy(path: Path, weights: str) -> Policy:
     Raises:
         ValueError: If there is no such file, it is damaged, or of another network.
     """
-    content = _read(path, POLICY_FORMAT)
+    content = _read(path, POLICY_FORMAT, "weights", "policy")
     if content["weights"] != weights:
         raise ValueError(
-            f"{path}: these thresholds were chosen for another network (weights {content['weights'][:12]}, "
-            f"expected {weights[:12]}); choose them anew for this one"
+            f"{path}: these thresholds were chosen for another network (weights "
+            f"{str(content['weights'])[:12]}, expected {weights[:12]}); choose them anew for this one"
         )
-    return Policy.from_json(content["policy"])
+    try:
+        return Policy.from_json(content["policy"])
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
 
 
-def _read(path: Path, form: str) -> dict[str, Any]:
+def _read(path: Path, form: str, *keys: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -199,6 +212,9 @@ def _read(path: Path, form: str) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found != form:
         raise ValueError(f"{path}: expected a file of the format {form}, got {found}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{path}: damaged: {', '.join(missing)} missing")
     return content  # type: ignore[no-any-return]
 
 
@@ -232,7 +248,8 @@ class OnnxEarlyExit:
         self, folder: str | Path, policy: Policy | str | Path | None = None, threads: int | None = None
     ) -> None:
         folder = Path(folder)
-        manifest = _read(folder / MANIFEST, MANIFEST_FORMAT)
+        keys = ("weights", "policy", "exits", "classes", "segments")
+        manifest = _read(folder / MANIFEST, MANIFEST_FORMAT, *keys)
         if isinstance(policy, str | Path):
             policy = read_policy(Path(policy), manifest["weights"])
         self.policy = policy or Policy.from_json(manifest["policy"])
