@@ -19,7 +19,16 @@ from potstill import schemes
 from potstill.batch import Batch, Signals
 from potstill.matching.objective import Objective
 from potstill.models.exits import WithExits
-from potstill.schemes import Adversarial, BornAgain, DeepSupervision, MeanTeacher, Mutual, Offline, OnPolicy
+from potstill.schemes import (
+    Adversarial,
+    BornAgain,
+    DeepSupervision,
+    MeanTeacher,
+    Mutual,
+    Offline,
+    OnPolicy,
+    SmoothedLabels,
+)
 from potstill.teachers import Ensemble, Frozen
 
 CLASSES = 3
@@ -76,6 +85,12 @@ def mutual(terms: dict[str, Any], *, norm: bool = True, **options: Any) -> Mutua
 def mean_teacher(terms: dict[str, Any], *, norm: bool = True) -> MeanTeacher:
     torch.manual_seed(0)
     return MeanTeacher(network(2, norm=norm), Objective(terms, supervised), example=batch_of(2))
+
+
+def smoothed_labels(terms: dict[str, Any], *, norm: bool = True) -> Offline:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"example": batch_of(2)}
+    return Offline(network(2, norm=norm), SmoothedLabels(CLASSES), Objective(terms, supervised), **options)
 
 
 def deep_supervision(terms: dict[str, Any], *, norm: bool = True, **options: Any) -> DeepSupervision:
@@ -144,6 +159,7 @@ SCHEMES: dict[str, Callable[..., Scheme]] = {
     "adversarial": lambda **options: adversarial({"image_l1": {"weight": 1}}, **options),
     "adversarial hints": lambda **options: adversarial(HINTS, game="vanilla", r1=1.0, **options),
     "mean teacher": lambda **options: mean_teacher(LESSONS, **options),
+    "smoothed labels": lambda **options: smoothed_labels({"kl": {"temperature": 20}}, **options),
 }
 TAUGHT = {name: make for name, make in SCHEMES.items() if name.startswith(("offline", "adversarial"))}
 

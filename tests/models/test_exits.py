@@ -182,6 +182,14 @@ def test_layers_that_cannot_be_tapped(path: str, message: str) -> None:
         WithExits(Branches(), [path], IMAGES)
 
 
+def test_a_layer_that_is_overwritten_in_place_is_named() -> None:
+    stages = nn.Conv2d(3, 4, 3, 2), nn.ReLU(inplace=True), nn.Conv2d(4, 8, 3, 2), nn.ReLU()
+    model = nn.Sequential(*stages, nn.Flatten(), nn.Linear(8 * 49, 5))
+    with pytest.raises(UserError, match=r"'0' cannot have an exit: .* overwrites its tensor in place"):
+        WithExits(model, ["0"], IMAGES)
+    assert WithExits(model, ["1"], IMAGES)(IMAGES).taps["exit:1"].shape == (2, 5)
+
+
 def test_only_classifiers_have_exits() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 3, 2))
     with pytest.raises(UserError, match=r"exits need logits \(N, classes\), got an output \(2, 4, 3, 3\)"):

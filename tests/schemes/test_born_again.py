@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill.errors import UserError
 from potstill.matching.objective import Objective
@@ -26,6 +26,28 @@ def test_each_generation_is_taught_by_the_one_before_as_it_ended() -> None:
     for place, generation in enumerate(list(scheme.generations.values())[1:]):
         assert generation.teacher is not None
         torch.testing.assert_close(generation.teacher.network.state_dict(), networks[place].state_dict())
+
+
+def test_nobody_who_teaches_changes_by_a_bit() -> None:
+    torch.manual_seed(0)
+    teacher, students = network(4), [network(2), network(3), network(2)]
+    scheme = BornAgain(students, teacher, Objective({"kl": {}}, supervised))
+    given = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    kept: list[dict[str, Tensor]] = []
+    for stage in scheme.stages:
+        scheme.enter(stage.name)
+        scheme.train()
+        part = scheme.trainable(stage.name, stage.name)[stage.name]
+        optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            scheme(batch_of(16), stage.name).loss.backward()
+            optimizer.step()
+        kept.append({name: tensor.clone() for name, tensor in scheme.student.state_dict().items()})
+    assert any("running_mean" in name for name in given)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in teacher.state_dict().items())
+    for before, one in zip(kept, scheme.networks.values(), strict=True):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
 
 
 def test_a_restored_chain_goes_on_with_the_same_teacher() -> None:

@@ -31,6 +31,17 @@ def test_the_average_follows_by_its_decay() -> None:
     assert not any(parameter.requires_grad for parameter in average.parameters())
 
 
+def test_the_average_moves_between_steps_alone() -> None:
+    torch.manual_seed(0)
+    scheme = MeanTeacher(network(2), Objective({"kl": {}}, supervised))
+    scheme.train()
+    before = {name: tensor.clone() for name, tensor in scheme.networks["average"].state_dict().items()}
+    scheme(batch_of(8)).loss.backward()
+    assert any("running_mean" in name for name in before)
+    after = scheme.networks["average"].state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_the_average_is_kept_with_the_parts() -> None:
     scheme = MeanTeacher(network(2), Objective({"kl": {}}, supervised))
     assert any(name.startswith("parts.average") for name in scheme.state_dict())
