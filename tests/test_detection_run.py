@@ -400,7 +400,10 @@ def test_each_network_sees_the_view_at_its_own_size(folder: Path, taught: tuple[
     ("change", "message"),
     [
         ({"augment": {"mixup": 0.2}}, r"augment\.mixup: mixes labels"),
-        ({"scheme": "deep_supervision", "teacher": None}, r"scheme: deep_supervision compares logits"),
+        (
+            {"scheme": "deep_supervision", "teacher": None},
+            r"scheme: deep_supervision needs task: classification",
+        ),
         ({"scheme": "mutual", "teacher": None, "distill": {"kl": {}}}, r"distill\.kl: compares logits"),
         (
             {"data": {**DATA, "test_with_validation": True}, "train": {**TRAIN, "select": "best"}},

@@ -14,6 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from potstill.cli import app
+from potstill.config import load
 from potstill.data import Splits
 from potstill.data.arrays import ArraySet
 from potstill.data.dataset import Subset
@@ -190,6 +191,21 @@ def test_shifted_images_are_tried(tiny: Any, tmp_path: Path) -> None:
         assert row["kept"] == (row["risk"] <= result.data["early_exit"]["promised"])
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(name in page for name in SHIFTS)
+
+
+@pytest.mark.parametrize("scheme", ["deep_supervision", "{kind: deep_supervision, exits: [first]}"])
+def test_the_flag_asks_for_shifted_images(tiny: Any, tmp_path: Path, scheme: str) -> None:
+    path = write(tiny, scheme, student="Staged")
+    words = ["run", str(path), "--data", str(tiny.root), "--out", str(tmp_path / "run"), "--shift"]
+    told = CliRunner().invoke(app, [*words, "--dry"])
+    assert told.exit_code == 0, told.output
+    write(tiny, "mutual")
+    refused = CliRunner().invoke(app, [*words, "--dry"])
+    assert refused.exit_code == 2
+    assert "scheme.shift: unknown key; it belongs to kind: deep_supervision" in refused.output
+    assert load(path, ["scheme=deep_supervision", "scheme.shift=true"]).scheme == DeepSupervisionConfig(
+        shift=True
+    )
 
 
 @pytest.mark.parametrize("floats", [False, True])

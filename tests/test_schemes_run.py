@@ -200,6 +200,47 @@ def test_peers_learn_from_modules_in_memory(tmp_path: Path) -> None:
     assert result.student is not None
 
 
+def test_a_module_in_memory_is_one_network_for_all_peers(tmp_path: Path) -> None:
+    """It keeps its weights, so peers that see the same would never differ."""
+    data = TensorDataset(torch.randn(90, 1, 4, 4), torch.arange(90) % 3)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    with pytest.raises(UserError, match=r"scheme.peers: peer1 and peer2 start from the very same weights"):
+        distill(network, train=data, scheme="mutual", batch_size=16, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_modules_in_memory_have_other_networks_beside_them(tiny: Any, tmp_path: Path) -> None:
+    write(tiny, "mutual")
+    result = distill(
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)),
+        train=TensorDataset(torch.randn(90, 1, 6, 6), torch.arange(90) % 3),
+        scheme={"kind": "born_again", "networks": [{"model": f"{tiny.root / 'nets.py'}:wide"}]},
+        epochs=1,
+        batch_size=16,
+        out=tmp_path / "run",
+        echo=lambda line: None,
+    )
+    assert list(result.data["networks"]) == ["generation1", "generation2"]
+    first = load_file(tmp_path / "run" / "checkpoints" / "student-0" / "generation1.safetensors")
+    assert first["conv.weight"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["scheme=deep_supervision", "distill={}"], "scheme: deep_supervision needs task: classification"),
+        (["scheme=smoothed_labels"], "scheme: smoothed_labels needs one label a sample, got task: language"),
+        (
+            ["scheme={kind: born_again, knowledge: permuted}"],
+            "scheme.knowledge: permuted has no meaning with task: language_modeling",
+        ),
+    ],
+)
+def test_what_sorts_samples_is_not_for_tokens(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load("shakespeare-characters", ["teacher=null", "correct=null", *settings])
+
+
 def test_peers_may_see_views_of_their_own(tiny: Any) -> None:
     """Pure functions of (seed, view, sample): the rest of the batch does not matter; labels are shared."""
     path = write(tiny, "{kind: mutual, peers: 3, views: own}")
@@ -433,6 +474,71 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         r"scheme.networks.0.model: expected logits \(2, 3\) for the data's 3 classes, got \(2, 7\)",
     ),
+    "a mapping in place of a list": (
+        '{kind: mutual, networks: {model: "nets.py:wide"}}',
+        {},
+        "scheme.networks: expected a list of mappings, got {'model'",
+    ),
+    "peers that are one network": (
+        "mutual",
+        {"overrides": ["student.weights=small.safetensors"]},
+        "scheme.peers: peer1 and peer2 start from the very same weights and see the same views",
+    ),
+    "peers with nothing to match": (
+        "mutual",
+        {"distill": "distill: {labels: {weight: 1}}\n"},
+        "distill: nothing is matched: with scheme: mutual labels alone would teach",
+    ),
+    "generations with nothing to match": (
+        "{kind: born_again, generations: 2}",
+        {"distill": "distill: {}\n"},
+        "distill: nothing is matched: with scheme: born_again",
+    ),
+    "nothing to permute": (
+        "{kind: born_again, generations: 2, knowledge: permuted}",
+        {"distill": "distill: {feature_mse: {weight: 1, layers: [conv]}}\n"},
+        "scheme.knowledge: permuted has no meaning where no term compares logits",
+    ),
+    "nobody's confidence": (
+        "{kind: born_again, generations: 1, knowledge: weighted}",
+        {},
+        "scheme.knowledge: weighted has no meaning for one generation without a teacher",
+    ),
+    "an ensemble that teaches nothing": (
+        "{kind: deep_supervision, exits: [first], taught_by: ensemble}",
+        {"student": "Staged", "distill": "distill: {labels: {weight: 1}, feature_mse: {weight: 1}}\n"},
+        "scheme.taught_by: ensemble has no meaning where no term compares logits",
+    ),
+    "one exit that is to be patient": (
+        "{kind: deep_supervision, exits: [first], policy: patience}",
+        {"student": "Staged"},
+        "scheme.policy: patience counts exits that agree, and there is one: 'first'",
+    ),
+    "an exit in place of a list": (
+        "{kind: deep_supervision, exits: first}",
+        {"student": "Staged"},
+        "scheme.exits: expected auto or a list of text, got 'first'",
+    ),
+    "numbers in place of layers": (
+        "{kind: deep_supervision, exits: [1]}",
+        {"student": "Staged"},
+        r"scheme.exits: expected auto or a list of text, got \[1\]",
+    ),
+    "two exits at one place": (
+        "{kind: deep_supervision, exits: [first, first.2]}",
+        {"student": "Staged"},
+        "scheme.exits: two exits at one place: 'first.2' gives the very tensor of 'first'",
+    ),
+    "part of an image": (
+        "{kind: deep_supervision, exits: [first], calibrate_on: 2.5}",
+        {"student": "Staged"},
+        "scheme.calibrate_on: expected a share below 1 or a whole number of samples, got 2.5",
+    ),
+    "all images there are": (
+        "{kind: deep_supervision, exits: [first], calibrate_on: .inf}",
+        {"student": "Staged"},
+        "scheme.calibrate_on: expected a share below 1 or a whole number of samples, got inf",
+    ),
     "weights of a generation are gone": (
         '{kind: born_again, networks: [{model: "nets.py:wide", weights: gone.safetensors}]}',
         {},
@@ -499,6 +605,9 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_schemes_are_refused_before_anything_is_written(tiny: Any, tmp_path: Path, name: str) -> None:
     scheme, options, message = BAD[name]
+    shapes = {"conv.weight": (2, 1, 3, 3), "conv.bias": (2,), "head.weight": (3, 72), "head.bias": (3,)}
+    state = {key: torch.ones(shape) for key, shape in shapes.items()}
+    save_file(state, tiny.root / "small.safetensors")
     with pytest.raises(UserError, match=message):
         go(tiny, tmp_path / "run", scheme, **options)
     assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from torch.utils.data import Dataset
 
 from potstill import distributed
 from potstill.assembly.images import image_task
-from potstill.assembly.load import assemble
-from potstill.assembly.materials import Material
+from potstill.assembly.load import assemble, search_path
+from potstill.assembly.materials import Material, made
 from potstill.config import Recipe, from_mapping
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
@@ -23,6 +24,7 @@ from potstill.folder import RunFolder
 from potstill.loaded import IN_MEMORY
 from potstill.models.preprocessing import Preprocessing, preprocessing_of
 from potstill.run import Echo, Result, execute, finished
+from potstill.schemes.settings import others_of
 
 __all__ = ["distill"]
 
@@ -152,7 +154,15 @@ def _experiment(
         if role not in views:
             raise UserError(f"preprocessing.{role}", f"missing; got {sorted(views)}")
     task = image_task(recipe, splits, views)
-    return assemble(recipe, Material(splits=splits, task=task, teacher=teacher, student=first, fresh=fresh))
+    classes = len(splits.train.class_names)
+    others = tuple(
+        functools.partial(made, config, search_path(None), f"scheme.networks.{place}", num_classes=classes)
+        for place, config in enumerate(others_of(recipe.scheme))
+    )
+    return assemble(
+        recipe,
+        Material(splits=splits, task=task, teacher=teacher, student=first, fresh=fresh, others=others),
+    )
 
 
 def _preprocessing(

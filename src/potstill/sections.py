@@ -111,8 +111,9 @@ def _one_of(classes: Sequence[Any], raw: Any, where: str) -> Any:
 
 
 def _explain(hint: Any, value: Any, errors: Sequence[Any]) -> str:
+    listed = any(typing.get_origin(part) is tuple for part in _parts(hint))
     for part in _parts(hint):
-        if typing.get_origin(part) is Literal and isinstance(value, str):
+        if typing.get_origin(part) is Literal and isinstance(value, str) and not listed:
             names = [str(name) for name in typing.get_args(part)]
             return f"expected one of {', '.join(names)}, got {value!r}{nearest(value, names)}"
     inner = [str(step) for step in errors[0]["loc"] if isinstance(step, int)]
@@ -136,7 +137,18 @@ def _allows(hint: Any, cls: type[Any]) -> bool:
 
 def _words(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return " or ".join(names.get(part, str(part).replace("typing.", "")) for part in _parts(hint))
+    return " or ".join(names.get(part) or _words_of_generic(part) for part in _parts(hint))
+
+
+def _words_of_generic(part: Any) -> str:
+    """Words for values listed one by one, and for lists; other types as Python writes them."""
+    arguments = typing.get_args(part)
+    if typing.get_origin(part) is Literal:
+        return " or ".join(str(name) for name in arguments)
+    if typing.get_origin(part) is tuple and arguments[1:] == (...,):
+        inner = "mappings" if dataclasses.is_dataclass(arguments[0]) else _words(arguments[0])
+        return f"a list of {inner}"
+    return str(part).replace("typing.", "")
 
 
 def kind_of_value(value: Any) -> str:

@@ -95,6 +95,8 @@ def _check_weights(recipe: Recipe) -> None:
 
 def assemble(recipe: Recipe, material: Material, search: Sequence[Path] = ()) -> Experiment:
     """An experiment from loaded parts; the command line and ``potstill.distill`` meet here."""
+    if len(material.others) < len(others_of(recipe.scheme)):
+        raise UserError("scheme.networks", f"has no meaning with task: {recipe.task}; leave it out")
     teacher, student, shelf = material.teacher, material.student, material.shelf
     device = device_of(recipe.train.device)
     precision = choose(recipe.train.precision, device, student)

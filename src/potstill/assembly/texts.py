@@ -20,7 +20,7 @@ from potstill.matching.terms import Term, parse_terms
 from potstill.models.layer_choice import with_layers
 from potstill.models.load import ModelConfig
 from potstill.models.pretrained import PREFIX, folder_of, show_attention, tokenizer
-from potstill.schemes.settings import DeepSupervisionConfig, others_of
+from potstill.schemes.settings import others_of
 from potstill.tasks import TextClassification
 from potstill.tasks.text_classification import covering_token
 
@@ -77,10 +77,6 @@ def _terms(recipe: Recipe) -> dict[str, Term]:
 def _check(recipe: Recipe) -> None:
     """What has a meaning for images alone."""
     recipe.augment.check_samples("texts")
-    if isinstance(recipe.scheme, DeepSupervisionConfig):
-        raise UserError(
-            "scheme", "deep_supervision needs task: classification, a network that sees one tensor"
-        )
     for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
         for key in ("mean", "std", "size"):
             if config is not None and getattr(config, key) is not None:

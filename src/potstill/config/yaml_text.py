@@ -61,6 +61,8 @@ def set_key(raw: dict[str, Any], override: str) -> None:
     for depth, part in enumerate(parents):
         if node.get(part) is None:
             node[part] = {}
+        if part == "scheme" and isinstance(node[part], str):  # a kind alone stands for its mapping
+            node[part] = {"kind": node[part]}
         node = node[part]
         if not isinstance(node, dict):
             raise UserError(

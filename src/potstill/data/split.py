@@ -45,8 +45,11 @@ def cut(whole: Part, share: float, seed: int, where: str) -> tuple[Part, Part]:
         where: Dotted key for the message.
 
     Raises:
-        UserError: If nothing, or fewer than two samples, would be left on either side.
+        UserError: If that is neither a share nor a whole number, or fewer than two samples would be left on
+            either side.
     """
+    if not share < 1 and not float(share).is_integer():
+        raise UserError(where, f"expected a share below 1 or a whole number of samples, got {share:g}")
     count = round(share * len(whole)) if share < 1 else int(share)
     if not 2 <= count <= len(whole) - 2:
         raise UserError(where, f"cannot cut {count} of {len(whole)} samples: both parts need at least two")

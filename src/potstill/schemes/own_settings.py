@@ -70,10 +70,19 @@ class DeepSupervisionConfig:
         return MAX_LOSS if self.max_loss is None and self.max_latency_ms is None else self.max_loss
 
     def with_exits(self, network: nn.Module, given: Batch) -> WithExits:
-        """``network`` with exits that are not trained yet."""
+        """``network`` with exits that are not trained yet.
+
+        Raises:
+            UserError: As :class:`WithExits` does, or if one exit alone is to be patient.
+        """
         exits = self.exits if isinstance(self.exits, str) else list(self.exits)
         example = given.tensor("student")
-        return WithExits(network, exits, example, heads=self.heads, where="scheme.exits")
+        made = WithExits(network, exits, example, heads=self.heads, where="scheme.exits")
+        if self.policy == "patience" and len(made.paths) == 1:
+            raise UserError(
+                "scheme.policy", f"patience counts exits that agree, and there is one: '{made.paths[0]}'"
+            )
+        return made
 
     def build(self, given: Ingredients) -> DeepSupervision:
         """The scheme."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import nn
 
 from potstill.errors import UserError
 from potstill.losses import Range
@@ -150,14 +154,29 @@ class MutualConfig:
         """The scheme; the first peer has the initial weights that the control has."""
         refuse_auto(given.objective, "mutual")
         places = list(self.networks_by_name().values())
+        peers = [given.fresh(place, number) for number, place in enumerate(places)]
+        if self.views == "shared":
+            _refuse_twins(peers)
         return Mutual(
-            [given.fresh(place, number) for number, place in enumerate(places)],
+            peers,
             given.objective,
             example=given.example,
             samples=given.samples,
             over_peers=self.over_peers,
             alike=places.count(None),
         )
+
+
+def _refuse_twins(peers: Sequence[nn.Module]) -> None:
+    """Peers of the same weights that see the same views have nothing to tell each other, ever."""
+    states = [peer.state_dict() for peer in peers]
+    for (first, ours), (second, theirs) in itertools.combinations(enumerate(states, 1), 2):
+        if ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours):
+            raise UserError(
+                "scheme.peers",
+                f"peer{first} and peer{second} start from the very same weights and see the same views, so "
+                f"they would stay one network; say views: own, or give the student no weights to start from",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
