@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from potstill.deploy.early_exit import EarlyExit, save_policy
 from potstill.deploy.exit_runtime import Judge, OnnxEarlyExit, Policy
-from potstill.deploy.segments_export import ExportedExits, export_exits
+from potstill.deploy.segments_export import ExportedExits, export_exits, export_run_exits
 from potstill.errors import UserError
 from potstill.models.exits import WithExits
 from potstill.models.preprocessing import Preprocessing
@@ -150,6 +151,19 @@ def test_a_second_export_takes_the_place_of_the_first(tmp_path: Path, policy: Po
     runtime = OnnxEarlyExit(tmp_path, threads=1)
     expected = EarlyExit(other, policy, images(2))(images(6))
     assert runtime(images(6).numpy()).exits.tolist() == expected.exits.tolist()
+
+
+def test_a_run_whose_network_cannot_be_cut_says_that_no_exits_are_written(
+    policy: Policy, tmp_path: Path
+) -> None:
+    stubborn = network(choice=True)
+    save_policy(tmp_path / "early_exit.json", policy, stubborn)
+    run = SimpleNamespace(student=stubborn, samples=images, preprocessing=USUAL, class_names=())
+    said = export_run_exits(run, tmp_path / "early_exit.json", tmp_path / "net")  # type: ignore[arg-type]
+    assert said.startswith("the exits are not written, the network cannot be cut at them: its forward pass")
+    assert not (tmp_path / "net").exists()
+    with pytest.raises(UserError, match=r"early_exit\.json: no such file"):
+        export_run_exits(run, tmp_path / "gone" / "early_exit.json", tmp_path / "net")  # type: ignore[arg-type]
 
 
 def test_an_export_that_fails_leaves_nothing(
