@@ -111,6 +111,19 @@ def test_errors_of_the_system_start_with_the_path(monkeypatch: pytest.MonkeyPatc
     assert CliRunner().invoke(app, ["report", "."]).stderr == ""
 
 
+def test_memory_that_runs_out_anywhere_names_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    for failure in (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), MemoryError()):
+
+        def fail(folder: Path, beside: Path | None, failure: BaseException = failure) -> Path:
+            raise failure
+
+        monkeypatch.setattr("potstill.report.render", fail)
+        done = CliRunner().invoke(app, ["report", "."])
+        assert done.exit_code == 2
+        assert done.stderr.startswith("data.max_length: out of memory outside of training steps: lower it")
+        assert done.stderr.count("\n") == 1
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = [sys.executable, "-m", "potstill", "methods"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_the_recipe_is_read_and_written(recipe: Path) -> None:
         (["data.max_length=300"], "data.max_length: must be at most 256, the context of a network, got 300"),
         (["correct.learning_rate=0"], "correct.learning_rate: must be > 0"),
         (["correct.rate=1"], "correct.rate: unknown key"),
+        (
+            [
+                "teacher=null",
+                "scheme=labels",
+                "distill={labels: {}}",
+                "student.model=a:b",
+                "student.init=null",
+            ],
+            "correct: has no meaning without a teacher",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_is_named(recipe: Path, overrides: list[str], message: str) -> None:
@@ -147,6 +158,64 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe: Path) -> None:
     with pytest.raises(UserError, match="teacher: another tokenizer than the teacher's") as found:
         ran(recipe, "teacher={model: 'transformers:other'}", "correct=null")
     assert "tokens differ, the first at" in str(found.value)
+
+
+def test_a_token_that_a_network_lacks_is_named(recipe: Path) -> None:
+    from potstill.models.causal import save_huggingface
+    from potstill.models.characters import character_tokenizer, tiny_llama
+
+    tokenizer = character_tokenizer("".join(map(chr, range(32, 127))) + "\n")
+    save_huggingface(tiny_llama(len(tokenizer), hidden=16, heads=2), tokenizer, recipe.parent / "plain")
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<late>"])
+    tokenizer.save_pretrained(recipe.parent / "longer")
+    late = "barley " * 200 + "<late>"  # beyond what is compared of each text
+    (recipe.parent / "texts.jsonl").write_text("\n".join([json.dumps({"text": late})] * 12), encoding="utf-8")
+    overrides = [
+        "teacher={model: 'transformers:plain'}",
+        "data={path: texts.jsonl, tokenizer: longer, max_length: 64}",
+    ]
+    message = f"data.tokenizer: the texts hold token {size}, and a network knows {size}"
+    with pytest.raises(UserError, match=message):
+        ran(recipe, *overrides, "student={model: teacher}", "correct=null", dry=True)
+
+
+def test_an_encoder_is_no_language_model(recipe: Path) -> None:
+    import transformers
+
+    from potstill.models.characters import character_tokenizer
+    from tests.books import book
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    words = len(character_tokenizer(book()))
+    config = transformers.BertConfig(vocab_size=words, initializer_range=0.3, **sizes)
+    transformers.BertLMHeadModel(config).save_pretrained(recipe.parent / "encoder")
+    character_tokenizer(book()).save_pretrained(recipe.parent / "encoder")
+    with pytest.raises(
+        UserError, match=r"^student\.model: BertLMHeadModel looks at the tokens that it is to"
+    ):
+        ran(recipe, "teacher={model: 'transformers:encoder'}", "student={model: teacher}", dry=True)
+
+
+@pytest.mark.parametrize(
+    ("library", "overrides", "message"),
+    [
+        ("transformers", [], "task: transformers is not installed: pip install 'potstill"),
+        ("peft", ["student.lora=4"], r"student\.lora: peft is not installed: pip install 'potstill"),
+        (
+            "gguf",
+            ["teacher.model=transformers:a.gguf", "teacher.arguments={}"],
+            "teacher: gguf is not installed",
+        ),
+    ],
+)
+def test_a_library_that_is_missing_is_named(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, library: str, overrides: list[str], message: str
+) -> None:
+    (recipe.parent / "a.gguf").touch()
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=message):
+        ran(recipe, *overrides, dry=True)
 
 
 def test_documents_without_text_are_left_out_and_told(recipe: Path) -> None:

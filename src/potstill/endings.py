@@ -11,11 +11,12 @@ from contextlib import contextmanager
 
 import typer
 
-from potstill.errors import UserError
+from potstill.errors import UserError, no_memory
 
 __all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "reporting", "say"]
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+_FULL = "data.max_length: out of memory outside of training steps: lower it (or data.size)"
 _LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # gloo, when a process is gone
 
 
@@ -31,7 +32,10 @@ def reporting(show: bool) -> Iterator[None]:
         raise _stop(_message(error), MISTAKE, show) from error
     except KeyboardInterrupt as error:
         raise _stop("interrupted", INTERRUPTED, show) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if no_memory(error):
+            reason = str(error).partition("\n")[0][:200]
+            raise _stop(f"{_FULL}; {reason}", MISTAKE, show) from error
         if "RANK" not in os.environ or not _LOST_PEER.search(str(error)):
             raise
         raise _stop("stopped: another process failed; its message says why", MISTAKE, show) from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["UserError", "nearest"]
+__all__ = ["UserError", "nearest", "no_memory"]
+
+NO_MEMORY = ("out of memory", "can't allocate memory")
 
 
 class UserError(ValueError):
@@ -24,6 +26,15 @@ class UserError(ValueError):
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
         """Travel between processes whole."""
         return (type(self), (self.where, self.message))
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a processor or a GPU.
+
+    >>> no_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")), no_memory(RuntimeError("no"))
+    (True, False)
+    """
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

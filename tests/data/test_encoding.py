@@ -6,6 +6,7 @@ import pytest
 
 from potstill.data.documents import Document, read_documents
 from potstill.data.encoding import encode
+from potstill.data.prompts import prompt_of
 from potstill.errors import UserError
 from potstill.models.characters import END, character_tokenizer
 
@@ -27,6 +28,7 @@ FORGETFUL = (
     "{{ message['content'] if loop.last or message['role'] == 'user' else '...' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
+PICKY = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + PLAIN
 TALK = (
     {"role": "user", "content": "two and two?"},
     {"role": "assistant", "content": " four "},
@@ -91,11 +93,44 @@ def test_texts_and_conversations_keep_their_order():
         (PLAIN, TALK[:1], "line 3: no turn of the assistant"),
         (None, TALK, "line 3: messages need a chat template"),
         (FORGETFUL, TALK, "line 3: the chat template writes earlier turns otherwise"),
+        (PLAIN, TALK[1:], "line 3: the assistant speaks first"),
+        (
+            PICKY,
+            ({"role": "system", "content": "be kind"}, *TALK),
+            "line 3: the chat template refuses the conversation: no system here",
+        ),
+        ("{% for %}", TALK, "line 3: the chat template refuses the conversation: Expected an expression"),
     ],
 )
 def test_conversations_that_cannot_be_learnt_are_named(template, messages, message):
     with pytest.raises(UserError, match=message):
         encode(tokenizer(template), [Document("chat.jsonl, line 3", messages=tuple(messages))])
+
+
+def test_a_prompt_that_the_template_refuses_is_named():
+    asked = Document("chat.jsonl, line 4", messages=({"role": "system", "content": "be kind"}, TALK[0]))
+    with pytest.raises(UserError, match="line 4: the chat template refuses the conversation: no system here"):
+        prompt_of(tokenizer(PICKY), asked, 4)
+
+
+def test_a_mark_at_the_beginning_is_no_text(tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"text": "ab"}', encoding="utf-8-sig")
+    (tmp_path / "some.txt").write_text("ab", encoding="utf-8-sig")
+    for name in ("some.jsonl", "some.txt"):
+        assert [each.text for each in read_documents(tmp_path / name, None, "data.train")] == ["ab"]
+
+
+@pytest.mark.parametrize("name", ["some.json", "some.csv", "some.parquet"])
+def test_tables_are_not_learnt_as_they_are_written(tmp_path, name):
+    (tmp_path / name).write_text('[{"text": "ab"}]', encoding="utf-8")
+    with pytest.raises(UserError, match=rf"data\.train: .*{name}: expected a plain text or \.jsonl"):
+        read_documents(tmp_path / name, None, "data.train")
+
+
+def test_a_response_without_a_letter_is_missing(tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"prompt": "a", "response": " "}\n{"prompt": "a", "response": null}', encoding="utf-8")
+    assert all(each.asks for each in read_documents(file, None, "data.train"))
 
 
 def test_documents_of_a_jsonl_file(tmp_path):
@@ -113,6 +148,7 @@ def test_documents_of_a_jsonl_file(tmp_path):
     [
         ('{"text": "a"}\n{"text": ', "line 2: not valid JSON"),
         ('{"words": 1}', r"line 1: expected an object with 'text', 'messages' or 'prompt', got \['words'\]"),
+        ('{"prompt": "a", "response": ["b"]}', "line 1: expected a text as response, got list"),
         ('{"messages": []}', "line 1: expected messages with a role and a content"),
         ('{"messages": [{"role": "user"}]}', "line 1: expected messages"),
         ('{"text": " "}', "expected documents, got none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,13 @@ def test_missing_parts_are_cut_from_one_file(tmp_path: Path) -> None:
 
 def test_a_hugging_face_set_of_local_files(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    table = {"sentence": ["good", "bad", "fine", "poor"], "label": [1, 0, 1, 0]}
+    table = {"tongue": [0] * 4, "sentence": ["good", "bad", "fine", "poor"], "label": [1, 0, 1, 0]}
     features = datasets.Features(
-        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        {
+            "tongue": datasets.ClassLabel(names=["en", "de", "fr"]),  # classes too, of another kind
+            "sentence": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+        }
     )
     part = datasets.Dataset.from_dict(table, features=features)
     datasets.DatasetDict({"train": part, "validation": part, "test": part}).save_to_disk(
@@ -66,6 +71,60 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, content: str, mess
     (tmp_path / "train.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         load_text_data(DataConfig(kind="jsonl", path="train.jsonl"), search=[tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"text": ["a"], "label": 0}\n{"text": "b", "label": 1}\n',
+            "expected texts, got list at position 0",
+        ),
+        ('{"text": 7, "label": 0}\n{"text": "b", "label": 1}\n', "expected texts, got int at position 0"),
+        ('{"text": "a", "label": [0]}\n{"text": "b", "label": [1]}\n', "words or numbers, got list"),
+        (
+            '{"text": "a", "label": 0}\n{"text": "b", "label": 7}\n{"text": "c", "label": 1}\n',
+            r"^data.label_column: .*got 8 classes for 3 samples",
+        ),
+        (
+            '{"text": "a", "label": -1}\n{"text": "b", "label": 1}\n{"text": "c", "label": 0}\n',
+            r"^data.label_column: expected classes from 0, got -1 in the train part",
+        ),
+    ],
+)
+def test_what_is_no_text_or_no_class_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_text_data(DataConfig(kind="jsonl", path="train.jsonl"), search=[tmp_path])
+
+
+def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        UserError, match=r"^data.kind: datasets is not installed: pip install 'potstill\[data\]'"
+    ):
+        load_text_data(DataConfig(kind="huggingface", path="."), search=[tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROWS + "so, so,no\n", "sample 5 has more than the 2 columns; a text with commas needs quotes"),
+        ("text,label,label\na,1,0\n", "expected columns of different names, got text, label, label"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_text_data(DataConfig(kind="csv", path="train.csv"), search=[tmp_path])
+
+
+def test_a_mark_at_the_beginning_and_spaces_around_a_class_say_nothing(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.csv").write_text(ROWS.replace("bad,no", "bad, no"), encoding="utf-8-sig")
+    splits = load_text_data(DataConfig(kind="csv", path="."), search=[tmp_path])
+    assert splits.train.class_names == ("no", "yes")
+    assert splits.train.labels.tolist() == [1, 0, 1, 0]
 
 
 def test_a_class_that_training_lacks(tmp_path: Path) -> None:

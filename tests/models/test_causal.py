@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from potstill.errors import UserError
 from potstill.models.causal import (
+    check_causal,
     check_same_tokens,
     load_causal,
     load_gguf,
@@ -141,6 +143,37 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
         load_causal("empty", [tmp_path], "teacher")
     with pytest.raises(UserError, match=r"data\.tokenizer: transformers cannot load 'empty'"):
         load_tokenizer("empty", [tmp_path])
+
+
+def test_folders_that_are_damaged_or_lack_weights_are_named(tmp_path: Path) -> None:
+    tokenizer = character_tokenizer(TEXT)
+    save_huggingface(tiny_llama(len(tokenizer), hidden=16, heads=2), tokenizer, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = load_file(weights)
+    asked = (tmp_path.name, [tmp_path.parent], "teacher")
+    gone = [name for name in whole if "layers.1.mlp" in name]
+    save_file({name: whole[name] for name in whole.keys() - gone}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"^teacher\.model: .* lacks 3 weights, the first {min(gone)}"):
+        load_causal(*asked)
+    weights.write_bytes(weights.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"^teacher\.model: transformers cannot load .*header"):
+        load_causal(*asked)
+    with pytest.raises(UserError, match=r"^teacher\.model: .*num_hidden_layers"):
+        load_causal(*asked, {"num_hidden_layers": "many"})
+
+
+def test_what_sees_the_tokens_that_it_is_to_predict_is_refused() -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=24, initializer_range=0.3, **sizes)
+    with pytest.raises(UserError, match=r"^teacher\.model: BertLMHeadModel looks at the tokens"):
+        check_causal(transformers.BertLMHeadModel(config), 24, "teacher.model")
+    config.is_decoder = True
+    for network in (transformers.BertLMHeadModel(config), tiny_llama(24, hidden=16, heads=2)):
+        check_causal(network, 24, "teacher.model")
+        assert network.training
 
 
 def test_another_configuration_makes_a_new_network_of_the_same_tokens(tmp_path: Path) -> None:

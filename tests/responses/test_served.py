@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
         if what == "empty":
             return {"choices": []}
+        if what == "nonsense":
+            return {"choices": [{"text": "a", "logprobs": {"token_logprobs": ["none"]}}]}
         text = self.fake.answering(body)
         if "messages" in body:
             place = {"token": text, "logprob": -0.5, "top_logprobs": [{"token": "x", "logprob": -0.7}]}
@@ -145,15 +147,15 @@ def test_answers_to_texts_and_conversations_with_their_likelihoods(fake: Fake, t
 
 
 def test_what_may_pass_is_asked_again_and_nothing_twice(fake: Fake, tmp_path: Path) -> None:
-    fake.plan = ["429", "500", "cut", "garbled", "empty", "drop", "slow"]
-    found = asked(fake, tmp_path, retries=6).read()
+    fake.plan = ["429", "500", "cut", "garbled", "empty", "drop", "slow", "nonsense"]
+    found = asked(fake, tmp_path, retries=7, top_logprobs=1).read()
     assert {key: each[0].text for key, each in found.items()} == {
         prompt.key: f"answer to {prompt.text}" for prompt in TEXTS
     }
-    assert len(fake.seen) == 6 + 7
+    assert len(fake.seen) == 6 + 8
     assert fake.most <= 3 + 1  # the slow one is given up before the server ends it
     asked(fake, tmp_path)
-    assert len(fake.seen) == 6 + 7
+    assert len(fake.seen) == 6 + 8
 
 
 def test_several_samples_have_different_seeds(fake: Fake, tmp_path: Path) -> None:
@@ -183,9 +185,26 @@ def test_a_refused_key_is_named_and_never_shown(
     with pytest.raises(UserError, match="refuses the request: HTTP 401") as found:
         asked(fake, tmp_path, TEXTS[:1], key="MY_KEY")
     assert "s3cr3t" not in str(found.value)
+    monkeypatch.setenv("MY_KEY", " s3cr3t\n")
     asked(fake, tmp_path, key="MY_KEY")
     assert fake.seen[-1][2]["Authorization"] == "Bearer s3cr3t"
     assert all(b"s3cr3t" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_no_key_is_shown_wherever_it_was_put_by_mistake(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "s3cr3t\nX-Other: 1")
+    with pytest.raises(UserError, match=r"teacher\.served\.key: MY_KEY holds characters that no key"):
+        asked(fake, tmp_path, TEXTS[:1], key="MY_KEY")
+    with pytest.raises(UserError, match="expected the name of an environment variable") as found:
+        asked(fake, tmp_path, key="sk-s3cr3t")
+    assert "s3cr3t" not in str(found.value)
+    for address in ("http://me:s3cr3t@host/v1", "http://host/v1?key=s3cr3t"):
+        with pytest.raises(UserError, match=r"teacher\.endpoint: expected an address alone") as found:
+            LanguageTeacherConfig(model="big", endpoint=address)
+        assert "s3cr3t" not in str(found.value)
+    assert not fake.seen
 
 
 def test_a_server_that_is_down_is_named(fake: Fake, tmp_path: Path) -> None:
@@ -234,6 +253,15 @@ def test_a_student_learns_what_a_served_model_writes(
     [
         ({"distill": {"kl": {}}}, r"distill\.kl: a served teacher gives answers alone"),
         ({"correct": {"steps": 1, "learning_rate": 1}}, "correct: has no meaning with a served teacher"),
+        ({"student": {"model": "teacher"}}, r"student\.model: got teacher, and only the server has its"),
+        (
+            {"teacher": {"model": "m", "endpoint": "http://h", "arguments": {"a": 1}}},
+            r"teacher\.arguments: has no meaning for a served teacher",
+        ),
+        (
+            {"teacher": {"model": "a:b", "served": {"timeout": 3}}, "distill": {"kl": {}}},
+            r"teacher\.served: has no meaning without teacher\.endpoint",
+        ),
         ({"scheme": "on_policy"}, "scheme: on_policy has no meaning with a served teacher"),
         ({"teacher": {"model": "m", "endpoint": "here"}}, r"teacher\.endpoint: expected http"),
         (

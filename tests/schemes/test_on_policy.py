@@ -75,6 +75,19 @@ def test_rows_hold_the_prompt_and_what_was_written() -> None:
     assert not torch.equal(other["input_ids"], inputs["input_ids"])  # type: ignore[index]
 
 
+def test_no_row_goes_on_beyond_the_context() -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"n_positions": 12, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    network = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=20, bos_token_id=None, eos_token_id=None, **sizes)
+    )
+    batch = rows()
+    made = own_batch(network, batch, [1], most=50, prompt_tokens=4)
+    assert made.inputs["student"]["input_ids"].shape == (4, 12)  # type: ignore[index]
+
+
 def test_the_teacher_judges_each_written_token_and_labels_are_silent() -> None:
     own = scheme(share=1.0)
     batch = rows()

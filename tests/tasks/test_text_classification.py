@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 import yaml
+from safetensors.torch import load_file, save_file
 
 from potstill.assembly.load import load_experiment
 from potstill.batch import Signals
@@ -26,8 +30,6 @@ from potstill.loaded import load_student
 from potstill.models.texts import BiLSTM
 from potstill.run import run
 from tests.tasks.text import TEACHER, bert_in, project, student_of, tokenizer_in
-
-pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,6 @@ def test_an_exported_classifier_answers_to_texts_of_any_length(root: Path) -> No
     (root / "out").mkdir()
     exported = export_text(loaded, root / "out" / "student.onnx")
     assert exported.samples == 48
-    import transformers
-
     cut = transformers.AutoTokenizer.from_pretrained(root / "out" / "tokenizer")
     session = runtime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
     given = cut(["a very good film", "bad", "fine"], padding=True, return_tensors="np")
@@ -275,6 +275,56 @@ def test_a_classifier_of_other_classes_is_refused(root: Path) -> None:
         UserError, match=r"^teacher.model: expected a classifier of the data's 2 classes, got 3"
     ):
         experiment(root, teacher={"model": "transformers:three"})
+
+
+def test_a_tokenizer_of_more_tokens_than_the_network_knows_is_refused(root: Path) -> None:
+    tokenizer_in(root / "wide", [f"word{number}" for number in range(20)])
+    with pytest.raises(
+        UserError, match=r"^student.tokenizer: has 24 tokens, and the network knows 14; take the one it"
+    ):
+        experiment(root, student={"model": "transformers:bert", "tokenizer": "wide"})
+
+
+def test_tokenizers_of_one_vocabulary_that_cut_otherwise_are_two(root: Path) -> None:
+    made = tokenizer_in(root / "lower")
+    made.backend_tokenizer.normalizer = tokenizers.normalizers.Replace("good", "bad")
+    made.save_pretrained(root / "lower")
+    student = {"model": "potstill.models.texts:TextCNN", "tokenizer": "transformers:lower"}
+    own = experiment(root, student=student, distill={"kl": {}}).task.tokenizers
+    assert own["student"]("good")["input_ids"] == own["teacher"]("bad")["input_ids"]
+
+
+def test_a_decoder_sorts_texts_of_any_length_and_a_robertas_positions_are_counted(root: Path) -> None:
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    decoder = transformers.GPT2Config(
+        vocab_size=14, num_labels=2, bos_token_id=None, eos_token_id=None, **sizes
+    )
+    transformers.GPT2ForSequenceClassification(decoder).save_pretrained(root / "gpt")
+    tokenizer_in(root / "gpt")
+    loaded = experiment(root, student={"model": "transformers:gpt"}, distill={"kl": {}})
+    loaded.scheme("student", 0)(loaded.example()).loss.backward()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = transformers.RobertaConfig(vocab_size=14, max_position_embeddings=18, pad_token_id=1, **sizes)
+    transformers.RobertaForSequenceClassification(encoder).save_pretrained(root / "roberta")
+    tokenizer_in(root / "roberta")
+    data = {"kind": "jsonl", "path": "data", "max_length": 17}
+    with pytest.raises(UserError, match=r"^data.max_length: must be at most 16, the student's positions"):
+        experiment(root, student={"model": "transformers:roberta"}, data=data, distill={"kl": {}})
+
+
+def test_a_classifier_without_all_of_its_weights_is_refused(root: Path) -> None:
+    shutil.copytree(root / "taught" / "student", root / "torn")
+    weights = root / "torn" / "model.safetensors"
+    state = load_file(weights)
+    del state["classifier.weight"]
+    save_file(state, weights, {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"^teacher.model: .*torn lacks 1 weights, the first classifier.weight"
+    ):
+        experiment(root, teacher={"model": "transformers:torn"})
+    weights.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"^teacher.model: transformers cannot load .*torn"):
+        experiment(root, teacher={"model": "transformers:torn"})
 
 
 def test_an_untrained_teacher_stops_the_run(root: Path) -> None:

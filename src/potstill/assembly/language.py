@@ -16,6 +16,7 @@ from potstill.assembly.materials import Material, known_of
 from potstill.assembly.token_cache import check_kept, shelf_of_tokens, words_of
 from potstill.config import LanguageRecipe, Recipe
 from potstill.data import Splits
+from potstill.data.documents import Document
 from potstill.data.prompts import as_if_answered
 from potstill.data.tokens import TextConfig, Texts, TokenSet, read_texts, token_splits
 from potstill.errors import UserError
@@ -24,6 +25,7 @@ from potstill.harness import check_networks, check_tasks
 from potstill.matching.fused import covers
 from potstill.matching.terms import Term, parse_terms
 from potstill.models.causal import (
+    check_causal,
     check_same_tokens,
     load_causal,
     load_tokenizer,
@@ -74,7 +76,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     tokenizer = tokenizer or ours
     if tokenizer is None:
         raise UserError("data.tokenizer", "missing; neither teacher nor student brings a tokenizer")
-    samples = [document.text[:1000] for document in texts.parts["train"] if document.text][:COMPARED_TEXTS]
+    samples = [_sample(document) for document in texts.parts["train"][:COMPARED_TEXTS]]
     for role, own in (("teacher", theirs), ("student", ours)):
         if own is not None and own is not tokenizer:
             check_same_tokens(tokenizer, own, samples, role)
@@ -84,6 +86,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     shared = min(_vocabulary(network, tokenizer) for network in networks)
     able = [packable(network, shared) for network in networks]
     splits = token_splits(texts, tokenizer, recipe.data, together=all(able))
+    _check_known(splits, shared)
     if recipe.data.packing and not all(able):
         splits.notes.append("a network cannot have several documents in a row; each row has one")
     shelf = shelf_of_tokens(recipe, splits, tokenizer, search, teacher)
@@ -130,6 +133,7 @@ def _without_teacher(
     _check_context(recipe.data, [student])
     size = _vocabulary(student, tokenizer)
     splits = token_splits(texts, tokenizer, recipe.data, together=packable(student, size))
+    _check_known(splits, size)
     shelf = shelf_of_tokens(recipe, splits, tokenizer, search, None)
     known = None if shelf is None else known_of(recipe, shelf, splits)
     if shelf is None or known is None:
@@ -246,6 +250,24 @@ def _check_context(data: TextConfig, networks: Sequence[nn.Module]) -> None:
             )
 
 
+def _sample(document: Document) -> str:
+    """The beginning of a document, a conversation without its template."""
+    turns = [turn["content"] for turn in document.messages]
+    return "\n".join([document.prompt, document.text, *turns]).strip()[:1000]
+
+
+def _check_known(splits: Splits[TokenSet], shared: int) -> None:
+    """No text may hold a token that a network lacks, such as one that was added to a tokenizer."""
+    for part in (splits.train, splits.validation, splits.test):
+        highest = int(part.packed.tokens.max())
+        if highest >= shared:
+            raise UserError(
+                "data.tokenizer",
+                f"the texts hold token {highest}, and a network knows {shared:,} (0 to {shared - 1}); "
+                "take the tokenizer that it learnt with",
+            )
+
+
 def _vocabulary(network: nn.Module, tokenizer: Any) -> int:
     """How many logits a network gives."""
     config: Any = getattr(network, "config", None)
@@ -277,6 +299,8 @@ def _with_teacher(experiment: Experiment) -> Experiment:
     assert isinstance(experiment.recipe, LanguageRecipe)
     asked = {"student": experiment.blank("student")} | ({} if teacher is None else {"teacher": teacher})
     check_networks(experiment.recipe.evaluation, asked)
+    for role, network in asked.items():
+        check_causal(network, experiment.task.vocabulary, f"{role}.model")
     if teacher is not None and experiment.precision.name == "bf16":
         teacher.to(torch.bfloat16)
     task = dataclasses.replace(experiment.task, teacher=teacher, precision=experiment.precision.name)

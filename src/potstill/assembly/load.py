@@ -41,6 +41,8 @@ TASKS: dict[str, Callable[..., Material]] = {
     "image_to_image": pictures,
 }
 """What loads the data and networks of each task."""
+UNFIT = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""What a network raises that cannot make sense of its inputs."""
 
 
 def search_path(data: Path | None) -> tuple[Path, ...]:
@@ -175,7 +177,7 @@ def _rehearse_phase(experiment: Experiment, scheme: AnyScheme, batch: Batch, pha
             scheme(batch, phase)
     except UserError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except UNFIT as error:
         raise UserError(
             "scheme",
             f"{experiment.recipe.scheme.kind} cannot run its phase {phase!r} on {experiment.task.samples} "
@@ -205,7 +207,7 @@ def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
                 output = ask(model.to(experiment.device).eval(), inputs)
         except UserError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except UNFIT as error:
             raise UserError(
                 role, f"cannot run on the data's {experiment.task.samples} {_shape(inputs)}: {error}"
             ) from error

@@ -27,6 +27,7 @@ from potstill.tasks.text_classification import covering_token
 __all__ = ["texts"]
 
 BY_TOKEN = ("tokens", "attention")
+COMPARED_TEXTS = 100
 
 
 def texts(recipe: Recipe, search: Sequence[Path]) -> Material:
@@ -37,12 +38,14 @@ def texts(recipe: Recipe, search: Sequence[Path]) -> Material:
     """
     _check(recipe)
     splits = load_text_data(recipe.data, search=search)
-    tokenizers = _tokenizers(recipe, search)
+    tokenizers = _tokenizers(recipe, search, splits.train.texts[:COMPARED_TEXTS])
     classes = len(splits.train.class_names)
 
     def make(config: ModelConfig, where: str) -> nn.Module:
-        role = "teacher" if where == "teacher" else "student"
-        return made(config, search, where, num_classes=classes, vocab_size=len(tokenizers[role]))
+        own = tokenizers["teacher" if where == "teacher" else "student"]
+        network = made(config, search, where, num_classes=classes, vocab_size=len(own))
+        _fit_tokenizer(network, own, where)
+        return network
 
     teacher = None if recipe.teacher is None else make(recipe.teacher, "teacher")
     fresh = _fresh(recipe, teacher, make)
@@ -85,7 +88,7 @@ def _check(recipe: Recipe) -> None:
                 )
 
 
-def _tokenizers(recipe: Recipe, search: Sequence[Path]) -> dict[str, Any]:
+def _tokenizers(recipe: Recipe, search: Sequence[Path], samples: list[str]) -> dict[str, Any]:
     """One for each role; two that encode alike are one, so that their inputs are shared."""
     found: dict[str, Any] = {}
     for role, config in (("teacher", recipe.teacher), ("student", recipe.student)):
@@ -95,7 +98,7 @@ def _tokenizers(recipe: Recipe, search: Sequence[Path]) -> dict[str, Any]:
         if spec is None and "teacher" not in found:
             raise UserError(f"{role}.tokenizer", "missing; name the folder of a tokenizer")
         own = found["teacher"] if spec is None else _tokenizer(role, config, spec, search)
-        alike = "teacher" in found and found["teacher"].get_vocab() == own.get_vocab()
+        alike = "teacher" in found and _encode_alike(found["teacher"], own, samples)
         found[role] = found["teacher"] if alike else own
     _check_own_tokens(recipe, found, search)
     covered = [name for name, _, _ in recipe.augment.coverings()]
@@ -116,6 +119,26 @@ def _tokenizers(recipe: Recipe, search: Sequence[Path]) -> dict[str, Any]:
                     "student.tokenizer the teacher's",
                 )
     return found
+
+
+def _encode_alike(one: Any, other: Any, samples: list[str]) -> bool:
+    if one is other:
+        return True
+    ids = [each(samples, verbose=False)["input_ids"] for each in (one, other)]
+    return bool(one.get_vocab() == other.get_vocab() and ids[0] == ids[1])
+
+
+def _fit_tokenizer(network: nn.Module, tokenizer: Any, where: str) -> None:
+    """What pads a batch is known to a decoder; no token may be beyond a network's vocabulary."""
+    config: Any = getattr(network, "config", None)
+    size = getattr(config, "vocab_size", None)
+    if isinstance(size, int) and len(tokenizer) > size:
+        raise UserError(
+            f"{where}.tokenizer",
+            f"has {len(tokenizer):,} tokens, and the network knows {size:,}; take the one it learnt with",
+        )
+    if hasattr(config, "pad_token_id") and config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def _check_own_tokens(recipe: Recipe, found: Mapping[str, Any], search: Sequence[Path]) -> None:
@@ -176,6 +199,9 @@ def _check_lengths(recipe: Recipe, material: Material) -> None:
         networks["teacher"] = material.teacher
     for role, model in networks.items():
         most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        for name, module in model.named_modules():  # RoBERTa counts from behind the padding's number
+            if isinstance(most, int) and name.endswith("position_embeddings"):
+                most -= 0 if getattr(module, "padding_idx", None) is None else module.padding_idx + 1
         if isinstance(most, int) and recipe.data.max_length > most:
             raise UserError("data.max_length", f"must be at most {most}, the {role}'s positions")
 

@@ -32,6 +32,7 @@ def check_sections(recipe: Recipe) -> None:
     _check_served(recipe, terms)
     _check_teacher(recipe)
     _check_scheme(recipe, terms)
+    _check_correction(recipe)
     _check_mixing(recipe, terms)
     _check_cache(recipe, terms)
     _check_own_views(recipe.scheme, recipe.augment)
@@ -110,7 +111,16 @@ def _check_served(recipe: Recipe, terms: Mapping[str, TermConfig]) -> None:
         )
     if recipe.scheme.kind != "offline":
         raise UserError("scheme", f"{recipe.scheme.kind} has no meaning with a served teacher; leave it out")
-    if isinstance(recipe, LanguageRecipe) and recipe.correct is not None:
+    if recipe.student.model == "teacher":
+        raise UserError("student.model", "got teacher, and only the server has its weights; name a network")
+
+
+def _check_correction(recipe: Recipe) -> None:
+    if not isinstance(recipe, LanguageRecipe) or recipe.correct is None:
+        return
+    if recipe.teacher is None:
+        raise UserError("correct", "has no meaning without a teacher; leave it out")
+    if is_served(recipe):
         raise UserError("correct", "has no meaning with a served teacher; leave it out")
 
 

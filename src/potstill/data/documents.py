@@ -15,6 +15,8 @@ from potstill.errors import UserError
 __all__ = ["Document", "read_documents"]
 
 JSON_SUFFIXES = {".jsonl", ".ndjson"}
+TABLES = {".json", ".csv", ".tsv", ".parquet", ".arrow"}
+"""What holds texts, but among marks that nobody wants to learn."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Document:
         """Whether it is a question whose answer is missing."""
         if self.messages:
             return self.messages[-1]["role"] == "user"
-        return bool(self.prompt) and not self.text
+        return bool(self.prompt) and not self.text.strip()
 
 
 def read_documents(path: Path, split_at: str | None, where: str) -> list[Document]:
@@ -70,8 +72,12 @@ def read_documents(path: Path, split_at: str | None, where: str) -> list[Documen
     ...     [document.text for document in read_documents(file, "^[A-Z]+$", "data.train")]
     ['ONE\nOnce.\n', 'TWO\nTwice.\n']
     """
+    if path.suffix in TABLES:
+        raise UserError(
+            where, f"{path}: expected a plain text or .jsonl, got {path.suffix}; a jsonl line has 'text'"
+        )
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(where, f"{path}: expected a text in UTF-8, cannot read it: {error}") from error
     if path.suffix in JSON_SUFFIXES:
@@ -113,12 +119,18 @@ def _lines(content: str, path: Path, where: str) -> Iterator[Document]:
         elif isinstance(row, dict) and "messages" in row:
             yield Document(place, messages=_turns(row["messages"], place, where))
         elif isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"].strip():
-            yield Document(place, str(row.get("response") or ""), prompt=row["prompt"])
+            yield Document(place, _response(row.get("response"), place, where), prompt=row["prompt"])
         else:
             got = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(
                 where, f"{place}: expected an object with 'text', 'messages' or 'prompt', got {got}"
             )
+
+
+def _response(response: Any, place: str, where: str) -> str:
+    if response is None or isinstance(response, str):
+        return response or ""
+    raise UserError(where, f"{place}: expected a text as response, got {type(response).__name__}")
 
 
 def _turns(messages: Any, place: str, where: str) -> tuple[dict[str, str], ...]:

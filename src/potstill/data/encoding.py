@@ -42,8 +42,8 @@ def encode(tokenizer: Any, documents: Sequence[Document]) -> list[Encoded]:
 
     Raises:
         UserError: If a conversation has no turn of the assistant, a prompt no response, the tokenizer no chat
-            template, or it changes earlier turns when later ones follow and does not mark the
-            assistant's tokens itself.
+            template, it refuses a conversation, or it changes earlier turns when later ones follow and does
+            not mark the assistant's tokens itself.
     """
     texts = [document.text for document in documents if not document.messages and not document.prompt]
     plain = iter(tokenizer(texts, verbose=False)["input_ids"] if texts else [])
@@ -88,11 +88,10 @@ def _conversation(tokenizer: Any, document: Document) -> Encoded:
             "data", f"{document.where}: messages need a chat template, and the tokenizer has none"
         )
     if GENERATION in tokenizer.chat_template.replace("{%-", "{%"):
-        made = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+        marked = {"return_dict": True, "return_assistant_tokens_mask": True}
+        made = _templated(tokenizer, messages, document.where, tokenize=True, **marked)
         return Encoded(made["input_ids"], [bool(each) for each in made["assistant_masks"]])
-    whole = rendered(tokenizer, messages)
+    whole = rendered(tokenizer, messages, document.where)
     spans = [
         _span(tokenizer, messages, place, whole, document)
         for place, turn in enumerate(messages)
@@ -106,18 +105,37 @@ def _conversation(tokenizer: Any, document: Document) -> Encoded:
     return Encoded(made["input_ids"], learnt)
 
 
-def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, ask: bool = False) -> str:
-    """A conversation as the tokenizer's template writes it; ``ask`` adds the head of the assistant's turn."""
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], where: str, *, ask: bool = False) -> str:
+    """A conversation as the tokenizer's template writes it; ``ask`` adds the head of the assistant's turn.
+
+    Raises:
+        UserError: If the template refuses it; ``where`` is the document.
+    """
+    text: str = _templated(tokenizer, messages, where, tokenize=False, add_generation_prompt=ask)
     return text
+
+
+def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]], where: str, **options: Any) -> Any:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise UserError("data", f"{where}: the chat template refuses the conversation: {error}") from error
 
 
 def _span(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], place: int, whole: str, document: Document
 ) -> tuple[int, int]:
     """Where in the text the assistant's turn stands: after its header, up to its end token."""
-    before = rendered(tokenizer, messages[:place], ask=True)
-    after = rendered(tokenizer, messages[: place + 1])
+    if place == 0:
+        raise UserError(
+            "data",
+            f"{document.where}: the assistant speaks first, so nothing tells its words from the chat "
+            "template's; begin with another turn, or a template with {% generation %}",
+        )
+    before = rendered(tokenizer, messages[:place], document.where, ask=True)
+    after = rendered(tokenizer, messages[: place + 1], document.where)
     if not (after.startswith(before) and whole.startswith(after)):
         raise UserError(
             "data",

@@ -44,6 +44,9 @@ def prompt_of(tokenizer: Any, document: Document, tokens: int) -> Prompt | None:
 
     Returns:
         The prompt; ``None`` where a text is no longer than it, or a conversation has no template.
+
+    Raises:
+        UserError: If the template refuses the conversation.
     """
     if document.messages:
         turns = list(document.messages)
@@ -51,7 +54,7 @@ def prompt_of(tokenizer: Any, document: Document, tokens: int) -> Prompt | None:
         turns = turns if document.asks else turns[:last]
         if not tokenizer.chat_template or not turns:
             return None
-        text = rendered(tokenizer, turns, ask=True)
+        text = rendered(tokenizer, turns, document.where, ask=True)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return _prompt(ids, text, tuple(turns))
     ids = tokenizer(document.prompt or document.text, verbose=False)["input_ids"]

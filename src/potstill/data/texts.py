@@ -108,12 +108,13 @@ def load_texts(
             for name, split in splits.items()
             if name in FILES
         }
-        names = next(
-            (getattr(f, "names", None) for f in splits["train"].features.values() if hasattr(f, "names")),
-            None,
-        )
+        names = {
+            column: found
+            for column, feature in splits["train"].features.items()
+            if (found := getattr(feature, "names", None))
+        }
     else:
-        tables, names = {part: _read(file, kind) for part, file in _files(path, kind).items()}, None
+        tables, names = {part: _read(file, kind) for part, file in _files(path, kind).items()}, {}
     return _sets(tables, columns, names, path)
 
 
@@ -133,8 +134,8 @@ def _files(path: Path, kind: str) -> dict[str, Path]:
 
 def _read(file: Path, kind: str) -> Table:
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            rows = list(_json_rows(stream, file) if kind == "jsonl" else csv.DictReader(stream))
+        with file.open(encoding="utf-8-sig", newline="") as stream:  # Excel writes a byte-order mark
+            rows = list(_json_rows(stream, file) if kind == "jsonl" else _csv_rows(stream, file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError("data.path", f"cannot read {file}: {error}") from error
     if not rows:
@@ -145,6 +146,21 @@ def _read(file: Path, kind: str) -> Table:
         if missing:
             raise UserError("data.path", f"{file}: sample {number} has no {missing[0]!r}")
     return {column: [row[column] for row in rows] for column in columns}
+
+
+def _csv_rows(stream: Iterable[str], file: Path) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(stream)
+    columns = list(reader.fieldnames or ())
+    if len(set(columns)) < len(columns):
+        raise UserError("data.path", f"{file}: expected columns of different names, got {', '.join(columns)}")
+    for number, row in enumerate(reader, start=1):
+        if None in row:
+            raise UserError(
+                "data.path",
+                f"{file}: sample {number} has more than the {len(columns)} columns; a text with commas "
+                "needs quotes",
+            )
+        yield row
 
 
 def _json_rows(stream: Iterable[str], file: Path) -> Iterator[dict[str, Any]]:
@@ -167,14 +183,14 @@ def _json_rows(stream: Iterable[str], file: Path) -> Iterator[dict[str, Any]]:
 def _sets(
     tables: Mapping[str, Table],
     columns: tuple[str | None, str | None],
-    names: Sequence[str] | None,
+    named: Mapping[str, Sequence[str]],
     path: Path,
 ) -> dict[str, TextSet]:
     """Every part by the columns and the classes of the training part."""
     first = tables["train"]
     text = _column(first, columns[0], TEXT_COLUMNS, "data.text_column")
     label = _column(first, columns[1], LABEL_COLUMNS, "data.label_column")
-    names = names or _class_names(first[label])
+    names = named.get(label) or _class_names(first[label], path)
     found = {}
     for part, table in tables.items():
         for column in (text, label):
@@ -184,8 +200,14 @@ def _sets(
                 )
         labels = [_label(value, names, part) for value in table[label]]
         where = f"data.path: {path}: {part}"
-        found[part] = TextSet([str(each) for each in table[text]], labels, names, where)
+        found[part] = TextSet([_text(*each, where) for each in enumerate(table[text])], labels, names, where)
     return found
+
+
+def _text(position: int, value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(where, f"expected texts, got {type(value).__name__} at position {position}")
+    return value
 
 
 def _column(table: Table, wanted: str | None, usual: Sequence[str], where: str) -> str:
@@ -206,11 +228,25 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, str) and value.strip().isdigit() else None
 
 
-def _class_names(values: Sequence[Any]) -> tuple[str, ...]:
-    numbers = [_number(value) for value in values]
-    if all(number is not None for number in numbers):
-        return tuple(str(number) for number in range(max(number or 0 for number in numbers) + 1))
-    return tuple(sorted({str(value) for value in values}))
+def _class_names(values: Sequence[Any], path: Path) -> tuple[str, ...]:
+    words = sorted({_word(value) for value in values})
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    numbered = len(numbers) == len(values)
+    count = max(numbers) + 1 if numbered else len(words)
+    if count >= len(values) > 2:
+        raise UserError(
+            "data.label_column",
+            f"{path}: expected several samples a class, got {count:,} classes for {len(values):,} samples; "
+            "name the column of the classes, whose numbers begin at 0",
+        )
+    return tuple(map(str, range(count))) if numbered else tuple(words)
+
+
+def _word(value: Any) -> str:
+    """A label as a word; spaces around it say nothing."""
+    if not isinstance(value, str | int | float):
+        raise UserError("data.label_column", f"expected words or numbers, got {type(value).__name__}")
+    return str(value).strip()
 
 
 def _label(value: Any, names: Sequence[str], part: str) -> int:
@@ -218,8 +254,13 @@ def _label(value: Any, names: Sequence[str], part: str) -> int:
     numbered = isinstance(value, int) or all(_number(name) == place for place, name in enumerate(names))
     if numbered and number is not None and 0 <= number < len(names):
         return number
-    if str(value) in names:
-        return list(names).index(str(value))
+    if _word(value) in names:
+        return list(names).index(_word(value))
+    if number is not None and number < 0:
+        raise UserError(
+            "data.label_column",
+            f"expected classes from 0, got {number} in the {part} part; hubs mark samples without a label so",
+        )
     raise UserError(
         "data.label_column", f"the class {value!r} of the {part} part is not in the training part"
     )

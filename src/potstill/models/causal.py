@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from potstill.batch import Signals, ask
 from potstill.errors import UserError, nearest
 from potstill.matching.taps import first_tensor
+from potstill.models.pretrained import check_complete, reason_of
 
 __all__ = [
+    "check_causal",
     "check_same_tokens",
     "load_causal",
     "load_gguf",
@@ -57,7 +60,7 @@ def load_causal(
             then a new one with random weights.
 
     Raises:
-        UserError: If it cannot be loaded, or the configuration has no such key.
+        UserError: If it cannot be loaded, lacks weights, or the configuration has no such key.
     """
     transformers = need_transformers()
     local = [folder / name for folder in search if (folder / name).exists()]
@@ -67,17 +70,19 @@ def load_causal(
         return load_gguf(local[0], where)
     source = str(local[0]) if local else name
     try:
-        model: nn.Module = (
-            _from_configuration(source, arguments, where)
-            if arguments
-            else transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        )
+        model: nn.Module
+        if arguments:
+            model = _from_configuration(source, arguments, where)
+        else:
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
+            check_complete(found, name, f"{where}.model")
         model.tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where}.model", f"transformers cannot load {name!r}: {reason}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a folder's parts and its formats' readers raise
+        raise UserError(f"{where}.model", f"transformers cannot load {name!r}: {reason_of(error)}") from error
     return model
 
 
@@ -102,9 +107,8 @@ def load_tokenizer(name: str, search: Sequence[Path]) -> Any:
     local = [folder / name for folder in search if (folder / name).exists()]
     try:
         return need_transformers().AutoTokenizer.from_pretrained(str(local[0]) if local else name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError("data.tokenizer", f"transformers cannot load {name!r}: {reason}") from error
+    except Exception as error:  # as above
+        raise UserError("data.tokenizer", f"transformers cannot load {name!r}: {reason_of(error)}") from error
 
 
 def load_gguf(path: Path, where: str) -> nn.Module:
@@ -232,6 +236,41 @@ def packable(model: nn.Module, tokens: int) -> bool:
         return False
     near = TOLERANCE * float(lone.abs().max())
     return bool(torch.allclose(lone, packed[:, 5:], rtol=TOLERANCE, atol=near))
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, tokens: int, where: str) -> None:
+    """Refuse a network that looks at what it is to predict, as an encoder does.
+
+    It is tried: another token at the end must change nothing before it.
+
+    Args:
+        model: A language model.
+        tokens: Size of its vocabulary.
+        where: Dotted key for the message.
+
+    Raises:
+        UserError: If it does.
+    """
+    ids = torch.randint(tokens, (1, 6), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(next(model.parameters()).device)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % tokens
+    training = model.training
+    model.eval()
+    places = torch.arange(6, device=ids.device)[None]
+    answers = (ask(model, {"input_ids": each, "position_ids": places}) for each in (ids, other))
+    first, second = (each.output if isinstance(each, Signals) else first_tensor(each) for each in answers)
+    model.train(training)
+    if first is None or second is None:
+        return  # and the task says what it is
+    near = TOLERANCE * float(first.abs().max())
+    if not torch.allclose(first[:, :-1], second[:, :-1], rtol=TOLERANCE, atol=near):
+        raise UserError(
+            where,
+            f"{type(model).__name__} looks at the tokens that it is to predict; expected a causal language "
+            "model (of an encoder's configuration: is_decoder)",
+        )
 
 
 def save_huggingface(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -182,10 +182,11 @@ def own_batch(
     config: Any = network.generation_config
     end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     prompts = [row[:size].tolist() for row, size in zip(ids, sizes, strict=True)]
+    room = getattr(network.config, "max_position_embeddings", None) or max(sizes) + most
     written = write(
         network,
         prompts,
-        most=min(most, length - min(sizes)),
+        most=min(most, length - min(sizes), room - max(sizes)),
         seeds=[[*seed, row] for row in range(len(prompts))],
         temperature=temperature,
         top_p=top_p,

@@ -14,7 +14,16 @@ from torch import nn
 from potstill.errors import UserError
 from potstill.specs import find
 
-__all__ = ["PREFIX", "classifier", "folder_of", "quiet_library", "show_attention", "tokenizer"]
+__all__ = [
+    "PREFIX",
+    "check_complete",
+    "classifier",
+    "folder_of",
+    "quiet_library",
+    "reason_of",
+    "show_attention",
+    "tokenizer",
+]
 
 PREFIX = "transformers:"
 
@@ -58,9 +67,12 @@ def classifier(folder: Path, num_classes: int, arguments: Mapping[str, Any], whe
     """A sequence classifier; where the folder holds an encoder alone, its head is drawn at random.
 
     Raises:
-        UserError: If the folder holds no such model, or a head of another number of classes.
+        UserError: If the folder holds no such model, not all of its weights, or a head of another number of
+            classes.
     """
     library = _transformers(where)
+    if "num_labels" in arguments:
+        raise UserError(f"{where}.arguments.num_labels", "comes from the data; leave it out")
     with quiet_library():
         try:
             config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -70,14 +82,30 @@ def classifier(folder: Path, num_classes: int, arguments: Mapping[str, Any], whe
                     where,
                     f"expected a classifier of the data's {num_classes} classes, got {config.num_labels}",
                 )
-            made: nn.Module = library.AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, num_labels=num_classes, **arguments
+            made: nn.Module
+            made, found = library.AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, num_labels=num_classes, output_loading_info=True, **arguments
             )
-        except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(where, f"transformers cannot load {folder}: {_first_line(error)}") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever a folder's parts and its formats' readers raise
+            raise UserError(where, f"transformers cannot load {folder}: {reason_of(error)}") from error
+    if heads:
+        check_complete(found, folder, where)
     return made
+
+
+def check_complete(found: Mapping[str, Any], source: object, where: str) -> None:
+    """Refuse a network of which transformers found some weights only, and drew the others at random.
+
+    Args:
+        found: What ``from_pretrained`` tells with ``output_loading_info``.
+        source: Where it came from, for the message.
+        where: Dotted key.
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(where, f"{source} lacks {len(missing)} weights, the first {missing[0]}")
 
 
 def tokenizer(folder: Path, where: str) -> Any:
@@ -90,8 +118,8 @@ def tokenizer(folder: Path, where: str) -> Any:
     with quiet_library():
         try:
             made = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(where, f"{folder} holds no tokenizer: {_first_line(error)}") from error
+        except Exception as error:  # as above
+            raise UserError(where, f"{folder} holds no tokenizer: {reason_of(error)}") from error
     if made.pad_token_id is None:
         if made.eos_token_id is None:
             raise UserError(where, f"the tokenizer of {folder} has no token to pad with")
@@ -99,7 +127,8 @@ def tokenizer(folder: Path, where: str) -> Any:
     return made
 
 
-def _first_line(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says, its type where it says nothing."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from potstill import distributed
 from potstill.data.prompts import Prompt
-from potstill.errors import UserError
+from potstill.errors import UserError, no_memory
 from potstill.models.generation import write
 from potstill.responses.settings import ResponsesConfig
 from potstill.responses.store import Answer, ResponseStore
@@ -73,7 +73,7 @@ def _answers(
             end=tokenizer.eos_token_id,
         )
     except RuntimeError as error:
-        if "memory" not in str(error):
+        if not no_memory(error):
             raise
         reason = str(error).splitlines()[0][:200]
         raise UserError("teacher.responses.batch_size", f"out of memory: lower it; {reason}") from error

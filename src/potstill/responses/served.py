@@ -92,9 +92,12 @@ def ask_server(
 def _key(name: str | None) -> str | None:
     if name is None:
         return None
-    if not os.environ.get(name):
+    key = os.environ.get(name, "").strip()
+    if not key:
         raise UserError("teacher.served.key", f"the environment variable {name} is not set")
-    return os.environ[name]
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("teacher.served.key", f"{name} holds characters that no key has")
+    return key
 
 
 @dataclass
@@ -160,7 +163,10 @@ class _Asking:
             raise _PassingError(f"an answer that is no JSON: {error}") from error
 
     def _refused(self, error: urllib.error.HTTPError, kind: str) -> Exception:
-        said = self._clean(error.read(SHOWN).decode(errors="replace"))
+        try:
+            said = self._clean(error.read(SHOWN).decode(errors="replace"))
+        except (OSError, http.client.HTTPException):  # it broke off
+            said = "nothing more"
         reason = f"HTTP {error.code}: {said}"
         if error.code in AGAIN:
             wait = error.headers.get("Retry-After", "")
@@ -184,7 +190,7 @@ def _answer(said: Any) -> Answer:
         if not isinstance(text, str):
             raise TypeError(f"content is {type(text).__name__}")
         places = list(_places(choice.get("logprobs") or {}))
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise _PassingError(
             f"an answer of another form ({type(error).__name__}: {error}): {json.dumps(said)[:SHOWN]}"
         ) from error

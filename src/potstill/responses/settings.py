@@ -55,6 +55,12 @@ class ServedConfig:
     top_logprobs: Annotated[int, Range(least=0, most=20)] = 0
     """Keep the log-probabilities of so many likeliest tokens at each place, where the server gives them."""
 
+    def __post_init__(self) -> None:
+        if self.key is not None and not self.key.isidentifier():  # what came may be the key itself
+            raise UserError(
+                "teacher.served.key", "expected the name of an environment variable, such as MY_KEY"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageTeacherConfig(TeacherConfig):
@@ -69,11 +75,17 @@ class LanguageTeacherConfig(TeacherConfig):
 
     def __post_init__(self) -> None:
         if self.endpoint is None:
+            if self.served != ServedConfig():
+                raise UserError("teacher.served", "has no meaning without teacher.endpoint; leave it out")
             return
         if not self.endpoint.startswith(("http://", "https://")):
             raise UserError("teacher.endpoint", f"expected http:// or https://, got {self.endpoint!r}")
-        for name in ("weights", "cache", "init", "tokenizer"):
-            if getattr(self, name) is not None:
+        if {"@", "?", "#"} & set(self.endpoint):
+            raise UserError(
+                "teacher.endpoint", "expected an address alone; a key comes from the variable of served.key"
+            )
+        for name in ("weights", "cache", "init", "tokenizer", "arguments", "pretrained"):
+            if getattr(self, name):
                 raise UserError(f"teacher.{name}", "has no meaning for a served teacher; leave it out")
         if self.responses is None:
             object.__setattr__(self, "responses", ResponsesConfig())

@@ -20,6 +20,13 @@ def warnings_of(result: dict[str, Any]) -> list[str]:
                 f"the teacher ({shown(metric, teacher)}) is worse than the control "
                 f"({shown(metric, control)}): it has little to teach this student"
             )
+    elif {"student", "teacher"} <= set(models):
+        teacher, student = (models[arm][metric] for arm in ("teacher", "student"))
+        if sign * teacher < sign * student:
+            found.append(
+                f"the teacher ({shown(metric, teacher)}) is worse than the student "
+                f"({shown(metric, student)}), and without a control nobody knows whether it taught anything"
+            )
     if result["seeds"] == 1 and "control" in models:
         found.append("one seed: the spread between runs was not measured")
     return found

@@ -14,7 +14,7 @@ import torch
 
 from potstill import distributed
 from potstill.data.loader import Loader
-from potstill.errors import UserError
+from potstill.errors import UserError, no_memory
 from potstill.measure import Stopwatch
 from potstill.randomness import random_state, restore_random_state
 from potstill.train.contract import Aided, Scheme, State, Trained
@@ -34,7 +34,6 @@ from potstill.train.wishes import Wishes, agreed
 __all__ = ["Training", "total_steps", "train"]
 
 CHECKPOINT_SECONDS = 60.0
-NO_MEMORY = ("out of memory", "can't allocate memory")
 
 
 def train(
@@ -100,7 +99,7 @@ def train(
         with watch_interrupts() as interrupt:
             training.run(interrupt)
     except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+        if not no_memory(error):
             raise
         raise UserError(
             "train.batch_size",
