@@ -53,6 +53,16 @@ def test_hidden_states_go_by_the_uniform_map_through_adapters_of_width(experimen
     )
 
 
+def test_a_frozen_teacher_is_bf16_where_that_is_computed_in_and_the_student_is_not(experiment: Any) -> None:
+    loaded = experiment("train.precision=bf16")
+    assert {each.dtype for each in loaded.teacher.parameters()} == {torch.bfloat16}
+    assert {each.dtype for each in loaded.student(0).parameters()} == {torch.float32}
+    with loaded.precision.autocast(loaded.device):
+        _, step = step_of(loaded)
+    assert {each.mean.dtype for each in step.parts.values()} == {torch.float32}
+    assert bool(torch.isfinite(step.loss))
+
+
 def test_only_tokens_that_count_are_compared(experiment: Any) -> None:
     loaded = experiment("distill.feature_mse={weight: 1}")
     scheme = loaded.scheme("student", 0)

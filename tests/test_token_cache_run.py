@@ -127,6 +127,17 @@ def test_another_run_is_refused_with_both_fingerprints(recipe: Path, override: s
         go(recipe, "second", override)
 
 
+def test_another_tokenizer_of_the_same_tokens_is_refused(recipe: Path) -> None:
+    go(recipe, "first", only="cache")
+    other = character_tokenizer(book())
+    other.chat_template = "{{ messages }}"
+    other.save_pretrained(recipe.parent / "other")
+    with pytest.raises(
+        UserError, match=r"made for another tokenizer: .*fingerprints [0-9a-f]+ and [0-9a-f]+"
+    ):
+        go(recipe, "second", "data.tokenizer=other")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

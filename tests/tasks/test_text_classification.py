@@ -131,6 +131,12 @@ def test_the_student_loads_where_potstill_is_not(root: Path) -> None:
     assert done.stdout.strip() == "['0', '1']", done.stderr
 
 
+def test_texts_that_are_cut_are_counted(root: Path) -> None:
+    loaded = experiment(root, data={"kind": "jsonl", "path": "data", "max_length": 6}, distill={"kl": {}})
+    long = sum(len(text.split()) > 4 for text in loaded.splits.train.texts)  # and two tokens around them
+    assert f"{long} of 96 training texts are cut after 6 tokens (data.max_length)" in loaded.notes
+
+
 def test_batches_are_padded_to_their_longest_text_and_ordered_by_seed_and_epoch(root: Path) -> None:
     loaded = experiment(root)
     loader, prepare = loaded.training(0)

@@ -248,15 +248,17 @@ def token_rows(
         UserError: If nothing is left to learn.
     """
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    notes = []
+    notes, limit = [], f"data.max_length ({config.max_length} tokens"
     if part != "train" and config.measure_tokens is not None:
         encoded, note = _beginnings(encoded, config.measure_tokens, part)
         notes.append(note)
+        if config.measure_tokens < config.max_length:
+            limit = f"data.measure_tokens ({config.measure_tokens} tokens"
     packed = pack(encoded, config.max_length, padding=padding, together=together and config.packing)
     if packed.dropped:
         notes.append(
             f"{len(packed.dropped)} of {len(encoded)} documents of {part} have nothing to learn within "
-            f"data.max_length ({config.max_length} tokens; prompts longer than that, or a single token), "
+            f"{limit}; prompts longer than that, or a single token), "
             f"the first at {places[packed.dropped[0]]}"
         )
     if not packed.counted.any():
