@@ -52,6 +52,20 @@ def test_a_hugging_face_set_of_local_files(tmp_path: Path) -> None:
     assert splits.validation.labels.tolist() == [1, 0, 1, 0]
 
 
+def test_a_name_on_the_hub_goes_to_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_dict({"text": ["good", "bad"] * 6, "label": [1, 0] * 6})
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: asked.append(name) or {"train": part})
+    splits = load_text_data(
+        DataConfig(kind="huggingface", path="someone/reviews", validation=2), search=[tmp_path]
+    )
+    assert asked == ["someone/reviews"]
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 12
+    with pytest.raises(UserError, match=r"^data.path: 'someone/reviews' not found"):
+        load_text_data(DataConfig(kind="csv", path="someone/reviews"), search=[tmp_path])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -104,10 +104,8 @@ def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[ImageSet]
     elif config.kind == "folder":
         parts = load_folder(find(config.path, search, "data.path"), config.size)
     elif config.kind == "huggingface":
-        local = [folder / config.path for folder in search if (folder / config.path).exists()]
-        source = str(local[0]) if local else config.path
         columns = (config.image_column, config.label_column)
-        parts = load_huggingface(source, columns, config.arguments, config.size)
+        parts = load_huggingface(_local(config.path, search), columns, config.arguments, config.size)
     else:
         made = attribute(config.path, search, "data.path")
         given = _called(made, config) if callable(made) else made
@@ -116,7 +114,7 @@ def load_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[ImageSet]
 
 
 def load_text_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[TextSet]:
-    """The same for texts: ``jsonl``, ``csv`` or a ``huggingface`` set of local files.
+    """The same for texts: ``jsonl``, ``csv`` or a ``huggingface`` set.
 
     Raises:
         UserError: At the dotted key of what is missing or does not fit.
@@ -125,10 +123,15 @@ def load_text_data(config: DataConfig, *, search: Sequence[Path]) -> Splits[Text
         raise UserError("data.kind", f"expected jsonl, csv or huggingface for texts, got {config.kind!r}")
     if config.path is None:
         raise UserError("data.path", f"missing; kind {config.kind} needs it")
-    path = find(config.path, search, "data.path")
-    return complete(
-        load_texts(config.kind, path, (config.text_column, config.label_column), config.arguments), config
-    )
+    path = config.path
+    source = _local(path, search) if config.kind == "huggingface" else str(find(path, search, "data.path"))
+    columns = (config.text_column, config.label_column)
+    return complete(load_texts(config.kind, source, columns, config.arguments), config)
+
+
+def _local(name: str, search: Sequence[Path]) -> str:
+    """The folder or file of that name, else the name, which is one on the hub."""
+    return next((str(folder / name) for folder in search if (folder / name).exists()), name)
 
 
 def _called(made: Any, config: DataConfig) -> Any:

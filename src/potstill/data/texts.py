@@ -82,14 +82,14 @@ class TextSet(LabelledSet):
 
 
 def load_texts(
-    kind: str, path: Path, columns: tuple[str | None, str | None], arguments: Mapping[str, Any]
+    kind: str, source: str, columns: tuple[str | None, str | None], arguments: Mapping[str, Any]
 ) -> dict[str, TextSet]:
     """The parts of a data set of texts.
 
     Args:
         kind: ``jsonl`` or ``csv``: a file, or a folder of ``train``, ``validation`` (or ``dev``) and ``test``
-            files; ``huggingface``: a local folder or file that the ``datasets`` library reads.
-        path: The file or folder.
+            files; ``huggingface``: whatever the ``datasets`` library reads.
+        source: The file or folder; of ``huggingface`` also a name on the hub.
         columns: Text and label column; ``None`` takes one with a usual name.
         arguments: Passed on to ``load_dataset``.
 
@@ -101,8 +101,9 @@ def load_texts(
         UserError: If a file is missing or damaged, a column cannot be told, a text is empty, or a label is
             not among the training part's.
     """
+    path = Path(source)
     if kind == "huggingface":
-        splits = load_splits(str(path), arguments)
+        splits = load_splits(source, arguments)
         tables: dict[str, Table] = {
             FILES[name]: {column: split[column] for column in split.features}
             for name, split in splits.items()
