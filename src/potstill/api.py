@@ -15,7 +15,7 @@ from potstill import distributed
 from potstill.assembly.images import image_task
 from potstill.assembly.load import assemble, search_path
 from potstill.assembly.materials import Material, made
-from potstill.config import Recipe, from_mapping
+from potstill.config import Recipe, check_effect, from_mapping
 from potstill.data.load import complete
 from potstill.data.own import from_datasets
 from potstill.errors import UserError
@@ -120,6 +120,7 @@ def distill(
             "Every seed starts from the same given weights of the student: only the data order differs."
         ]
     recipe = from_mapping(raw)
+    check_effect(recipe)
     folder = RunFolder(Path(out).resolve())
     if resume and folder.finished and folder.report.is_file():
         folder.check_same(recipe)

@@ -15,7 +15,7 @@ from potstill.answering import answer_prompts, answers_first
 from potstill.assembly.load import load_experiment, search_path
 from potstill.cells import observer_of, train_cells, train_told
 from potstill.concluding import of_teacher, report_cells, teacher_metric
-from potstill.config import Recipe, load
+from potstill.config import Recipe, check_effect, load
 from potstill.correction import correct_teacher, corrects
 from potstill.early_exits import prospect
 from potstill.errors import UserError
@@ -118,6 +118,7 @@ def run(
     distributed.start()
     say: Echo = echo if distributed.is_main() else _silent
     loaded = load(recipe, overrides)
+    check_effect(loaded)
     _check_step(only, loaded)
     folder = RunFolder((out or Path("runs") / Path(recipe).stem).resolve())
     if only is None and resume and folder.finished and folder.report.is_file():

@@ -19,7 +19,7 @@ from potstill.schemes.settings import (
     SmoothedLabelsConfig,
 )
 
-__all__ = ["check_sections", "is_served"]
+__all__ = ["check_effect", "check_sections", "is_served"]
 
 
 def check_sections(recipe: Recipe) -> None:
@@ -31,7 +31,7 @@ def check_sections(recipe: Recipe) -> None:
     _, terms = parse_terms(recipe.distill)
     _check_served(recipe, terms)
     _check_teacher(recipe)
-    _check_scheme(recipe, terms)
+    _check_scheme(recipe)
     _check_correction(recipe)
     _check_mixing(recipe, terms)
     _check_cache(recipe, terms)
@@ -57,22 +57,40 @@ def _check_teacher(recipe: Recipe) -> None:
         raise UserError("teacher.cache", "keeps what one network answers; leave it out beside co_teachers")
 
 
-def _check_scheme(recipe: Recipe, terms: Mapping[str, TermConfig]) -> None:
-    """What a scheme asks of the task, and of what is matched, to have any effect."""
+def _check_scheme(recipe: Recipe) -> None:
+    """What a scheme asks of the task."""
     scheme, task = recipe.scheme, recipe.task
     sorts = task in ("classification", "text_classification")
-    answers = any(Term(name, term).signal == "logits" for name, term in terms.items())
-    if isinstance(scheme, DeepSupervisionConfig):
-        if task != "classification":
-            raise UserError(
-                "scheme", "deep_supervision needs task: classification, a network that sees one tensor"
-            )
-        if scheme.taught_by == "ensemble" and not answers:
-            raise UserError("scheme.taught_by", "ensemble has no meaning where no term compares logits")
+    if isinstance(scheme, DeepSupervisionConfig) and task != "classification":
+        raise UserError(
+            "scheme", "deep_supervision needs task: classification, a network that sees one tensor"
+        )
     if isinstance(scheme, SmoothedLabelsConfig) and not sorts:
         raise UserError("scheme", f"smoothed_labels needs one label a sample, got task: {task}")
-    if isinstance(scheme, BornAgainConfig):
-        _check_generations(recipe, scheme, sorts=sorts, answers=answers)
+    if not isinstance(scheme, BornAgainConfig) or scheme.knowledge == "plain":
+        return
+    knowledge = scheme.knowledge
+    if recipe.teacher is None and len(scheme.networks_by_name()) == 1:
+        raise UserError(
+            "scheme.knowledge", f"{knowledge} has no meaning for one generation without a teacher"
+        )
+    if not sorts and (knowledge == "permuted" or task != "language_modeling"):
+        raise UserError("scheme.knowledge", f"{knowledge} has no meaning with task: {task}")
+
+
+def check_effect(recipe: Recipe) -> None:
+    """Refuse a scheme to which what is matched gives nothing to do; a control's recipe is meant to be one.
+
+    Raises:
+        UserError: At ``distill``, or the scheme's key that needs a term.
+    """
+    scheme = recipe.scheme
+    _, terms = parse_terms(recipe.distill)
+    answers = any(Term(name, term).signal == "logits" for name, term in terms.items())
+    if isinstance(scheme, DeepSupervisionConfig) and scheme.taught_by == "ensemble" and not answers:
+        raise UserError("scheme.taught_by", "ensemble has no meaning where no term compares logits")
+    if isinstance(scheme, BornAgainConfig) and scheme.knowledge == "permuted" and not answers:
+        raise UserError("scheme.knowledge", "permuted has no meaning where no term compares logits")
     among = isinstance(scheme, MutualConfig | MeanTeacherConfig | SmoothedLabelsConfig)
     if not terms and (among or (isinstance(scheme, BornAgainConfig) and scheme.knowledge != "weighted")):
         raise UserError(
@@ -80,20 +98,6 @@ def _check_scheme(recipe: Recipe, terms: Mapping[str, TermConfig]) -> None:
             f"nothing is matched: with scheme: {scheme.kind} labels alone would teach; add a term, as kl, "
             f"or say scheme: labels",
         )
-
-
-def _check_generations(recipe: Recipe, scheme: BornAgainConfig, *, sorts: bool, answers: bool) -> None:
-    knowledge = scheme.knowledge
-    if knowledge == "plain":
-        return
-    if recipe.teacher is None and len(scheme.networks_by_name()) == 1:
-        raise UserError(
-            "scheme.knowledge", f"{knowledge} has no meaning for one generation without a teacher"
-        )
-    if not sorts and (knowledge == "permuted" or recipe.task != "language_modeling"):
-        raise UserError("scheme.knowledge", f"{knowledge} has no meaning with task: {recipe.task}")
-    if knowledge == "permuted" and not answers:
-        raise UserError("scheme.knowledge", "permuted has no meaning where no term compares logits")
 
 
 def is_served(recipe: Recipe) -> bool:
