@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from potstill.losses._declare import matches
 from potstill.losses.reduce import blanked, masked, mean_over_rows
@@ -51,9 +52,10 @@ def feature_mse(student: Tensor, teacher: Tensor, *, where: Tensor | None = None
         tensor([1., 1.])
     """
     student, teacher = _comparable(student, teacher, where)
+    squares = mse_loss(student, teacher, reduction="none")  # one pass forward and one back
     if where is not None and where.dim() == 2:
-        return mean_over_rows((student - teacher).square().mean(dim=-1), where)
-    return masked((student - teacher).square().flatten(1).mean(dim=1), where)
+        return mean_over_rows(squares.mean(dim=-1), where)
+    return masked(squares.flatten(1).mean(dim=1), where)
 
 
 @matches("features", weight=1.0, adapter=True)
