@@ -1,4 +1,8 @@
-"""A narrow generator that starts from the channels of its teacher that matter most."""
+"""A narrow generator that starts from the channels of its teacher that matter most.
+
+The groups of ``prune`` do not fit here: they take only what answers alike with a channel masked and with it
+gone, and an instance norm makes its bias of a channel of zeros. A slice is a start, not an equal network.
+"""
 
 from __future__ import annotations
 
