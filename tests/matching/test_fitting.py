@@ -105,9 +105,7 @@ def loss_of(scheme: Offline, batch: Batch) -> float:
 
 def test_the_first_loss_is_below_any_other_adapters_and_nothing_else_changes() -> None:
     batch = batch_of()
-    before = torch.get_rng_state()
     random, fitted = scheme_of(batch), scheme_of(batch, adapter="fitted")
-    assert not torch.equal(before, torch.get_rng_state())  # networks were made
     for name, value in fitted.student.state_dict().items():
         assert torch.equal(value, random.student.state_dict()[name]), name
     assert fitted.student.training

@@ -111,33 +111,22 @@ class Adapter(nn.Module):
         """
         if not isinstance(self.project, nn.Conv2d | nn.Linear) or self.norm is not None:
             raise ValueError(f"expected a projection without a norm, got '{self.describe()}'")
-        inputs, wanted = (
-            _rows(student.mean(dim=(2, 3)) if self.pool_away else self._resize(student)),
-            _rows(teacher),
-        )
+        inputs = _rows(student.mean(dim=(2, 3)) if self.pool_away else self._resize(student))
+        wanted = _rows(teacher)
         if where is not None and teacher.shape[:2] == where.shape == student.shape[:2]:
-            inputs, wanted = inputs[where.flatten().cpu()], wanted[where.flatten().cpu()]
+            there = where.flatten().cpu()
+            inputs, wanted = inputs[there], wanted[there]
         if len(inputs) < self.channels[0]:
             raise ValueError(
                 f"expected at least as many positions as the layer has channels ({self.channels[0]}), got "
                 f"{len(inputs)} in the example"
             )
-        ridge = RIDGE * inputs.square().mean(dim=0).mean() * len(inputs) * torch.ones(self.channels[0])
-        if self.project.bias is not None:
-            inputs, ridge = (
-                torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1),
-                torch.cat([ridge, torch.zeros(1)]),
-            )
-        solved = torch.linalg.lstsq(
-            inputs.T @ inputs + ridge.diag(), inputs.T @ wanted
-        ).solution  # (C_s, C_t)
-        weight = solved[: self.channels[0]].T
+        weight, bias, left = _least_squares(inputs, wanted, bias=self.project.bias is not None)
         self.project.weight.copy_(weight.reshape(self.project.weight.shape))
         if self.project.bias is not None:
-            self.project.bias.copy_(solved[-1])
-        left = (wanted - inputs @ solved).square().sum()
+            self.project.bias.copy_(bias)
         spread = (wanted - wanted.mean(dim=0)).square().sum()
-        return 1.0 - float(left / spread.clamp(min=torch.finfo(torch.float64).tiny))
+        return 1.0 - left / float(spread.clamp(min=torch.finfo(spread.dtype).tiny))
 
     def describe(self) -> str:
         """What it does, in words.
@@ -164,6 +153,18 @@ def _rows(features: Tensor) -> Tensor:
     """Maps, tokens or vectors as ``(positions, C)`` float64 on the CPU."""
     last = features.movedim(1, -1) if features.dim() == 4 else features
     return last.flatten(0, -2).double().cpu()
+
+
+def _least_squares(inputs: Tensor, wanted: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, float]:
+    """Weight ``(C_t, C_s)`` and bias ``(C_t,)`` (0 without one) of the best map, and its squared error."""
+    channels = inputs.shape[1]
+    ridge = inputs.new_full((channels,), RIDGE * float(inputs.square().mean()) * len(inputs))
+    if bias:
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+        ridge = torch.cat([ridge, ridge.new_zeros(1)])
+    solved = torch.linalg.lstsq(inputs.T @ inputs + ridge.diag(), inputs.T @ wanted).solution
+    left = float((wanted - inputs @ solved).square().sum())
+    return solved[:channels].T, solved[channels:].sum(dim=0), left
 
 
 def build(

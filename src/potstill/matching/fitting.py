@@ -53,6 +53,8 @@ def fit_adapters(
         UserError: If the batch has fewer positions than a layer has channels.
     """
     wanted = [pair for pair in plan if pair.term in terms and pair.key in made]
+    if not wanted:
+        return list(plan)
     twin = copy.deepcopy(student).eval()
     for module in twin.modules():
         if isinstance(module, _BatchNorm):
