@@ -149,8 +149,8 @@ def test_documented_commands_work(place: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(place)
     said = commands()
     assert {line.split()[1] for line in said} >= {"run", "measure", "export", "report", "methods"}
-    # Long ones are loaded and planned below; comparisons have tests of their own.
-    long = ("resnet20", "born-again", "mutual", "early-exit", "sst2", "prune", "smollm2", "shakespeare")
+    # Long ones, and one whose weights lie in a package, have tests of their own, and so have comparisons.
+    long = ("resnet20", "born-again", "mutual", "early-exit", "sst2", "prune", "smollm2", "shakespeare", "bccd")
     runs = [line for line in said if line.split()[1] == "run" and not any(name in line for name in long)]
     rest = [line for line in said if line.split()[1] not in ("run", "compare")]
     folder = None
