@@ -150,7 +150,17 @@ def test_documented_commands_work(place: Path, monkeypatch: pytest.MonkeyPatch) 
     said = commands()
     assert {line.split()[1] for line in said} >= {"run", "measure", "export", "report", "methods"}
     # Long ones, and one whose weights lie in a package, have tests of their own, and so have comparisons.
-    long = ("resnet20", "born-again", "mutual", "early-exit", "sst2", "prune", "smollm2", "shakespeare", "bccd")
+    long = (
+        "resnet20",
+        "born-again",
+        "mutual",
+        "early-exit",
+        "sst2",
+        "prune",
+        "smollm2",
+        "shakespeare",
+        "bccd",
+    )
     runs = [line for line in said if line.split()[1] == "run" and not any(name in line for name in long)]
     rest = [line for line in said if line.split()[1] not in ("run", "compare")]
     folder = None

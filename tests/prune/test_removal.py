@@ -12,6 +12,7 @@ from potstill import measure
 from potstill.errors import UserError
 from potstill.models.architecture import Architecture
 from potstill.models.cifar import Block, resnet8, resnet20
+from potstill.models.generators import StyleGenerator, UNet
 from potstill.prune import Group, Plan, Slice, Structure, find_structure, masked, removed
 from potstill.prune.removal import structure_after
 
@@ -236,7 +237,37 @@ def test_channels_that_are_added_go_together_and_grouped_convolutions_stay() -> 
     with torch.no_grad():
         small, whole = removed(model, plan, structure)(IMAGES), masked(model, plan, structure)(IMAGES)
     torch.testing.assert_close(small, whole, atol=2e-5, rtol=1e-5)
-    assert any("grouped is a transposed or grouped convolution" in note for note in structure.notes)
+    assert any("grouped is a grouped convolution" in note for note in structure.notes)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        StyleGenerator(width=4, blocks=2, kernel=3),
+        StyleGenerator(width=4, blocks=2, kernel=3, separable=True),
+        UNet(width=4, levels=3),
+    ],
+    ids=["style", "separable", "unet"],
+)
+def test_transposed_convolutions_and_instance_norms_lose_channels_exactly(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    structure = find_structure(model, images, ["channels"])
+    assert not structure.notes
+    plan = every_second(structure)
+    with torch.no_grad():
+        small, whole = removed(model, plan, structure), masked(model, plan, structure)(images)
+        torch.testing.assert_close(small(images), whole, atol=2e-5, rtol=1e-5)
+        assert not torch.allclose(model(images), whole, atol=1e-3)
+    for module in small.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            assert module.weight.shape[:2] == (module.in_channels, module.out_channels)
+    second = structure_after(model, plan, structure)
+    smaller, twice = (make(small, every_second(second), second)(images) for make in (removed, masked))
+    torch.testing.assert_close(smaller, twice, atol=2e-5, rtol=1e-5)
 
 
 def test_not_all_units_of_a_group_may_go() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill import distributed
 from potstill.assembly.materials import Material, device_of, made
@@ -19,11 +19,10 @@ from potstill.data.pictures import PictureSet, load_pictures
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.matching.terms import Term, parse_terms
-from potstill.measure import OneInput
 from potstill.metrics.resemblance import WINDOW
 from potstill.models.load import ModelConfig
 from potstill.models.perception import Perception, perception
-from potstill.models.slicing import fitting, narrow_config, start_from
+from potstill.prune.narrowing import Start, fitting, narrow_config
 from potstill.schemes.settings import AdversarialConfig, others_of
 from potstill.tasks import ImageFromNoise, ImageToImage
 from potstill.tasks.image_answers import LEAST_SET
@@ -61,8 +60,7 @@ def pictures(recipe: Recipe, search: Sequence[Path]) -> Material:
     if isinstance(task, ImageToImage) and eyes is not None and len(splits.test) < LEAST_SET:
         notes = (f"KID is left out: {len(splits.test)} test images are too few to compare as sets",)
     if recipe.student.model == "teacher":
-        one = task.one_input("student", splits.train)
-        recipe, fresh, found = _narrowed(recipe, teacher, make, one)
+        recipe, fresh, found = _narrowed(recipe, teacher, make, task, splits)
         notes = (*notes, *found)
     torch.manual_seed(recipe.seed)
     return Material(
@@ -99,28 +97,45 @@ def _task(
 
 
 def _narrowed(
-    recipe: ImageRecipe, teacher: nn.Module | None, make: Callable[..., nn.Module], one: OneInput
+    recipe: ImageRecipe,
+    teacher: nn.Module | None,
+    make: Callable[..., nn.Module],
+    task: ImageToImage | ImageFromNoise,
+    splits: Splits[PictureSet],
 ) -> tuple[ImageRecipe, Callable[[], nn.Module], tuple[str, ...]]:
     """The recipe with the width found, and what makes students of the channels that matter most; notes."""
     student, wide = recipe.student, recipe.teacher
     notes: list[str] = []
     if wide is None or teacher is None:
         raise UserError("student.model", "missing; without a teacher there is nothing to make narrow")
+    device = device_of(recipe.train.device)
+    original = copy.deepcopy(teacher).to(device)
     if student.width == "auto":
         assert student.target is not None, "auto has a target"
-        device = device_of(recipe.train.device)
 
         def of_width(width: int) -> nn.Module:
             return make(narrow_config(dataclasses.replace(student, width=width), wide), "student").to(device)
 
-        width, *notes = fitting(student.target, of_width, copy.deepcopy(teacher).to(device), one)
+        one = task.one_input("student", splits.train)
+        width, *notes = fitting(student.target, of_width, original, one)
         width = distributed.gather_objects(width)[0]  # processes may time differently
         student = dataclasses.replace(student, width=width)
     config = narrow_config(student, wide)
 
+    def answers(model: nn.Module) -> Iterator[Tensor]:
+        count = min(student.calibration, len(splits.train))
+        for number in range(count):  # spread evenly, one by one: the images are large
+            samples = splits.train.__getitems__([number * len(splits.train) // count])
+            yield model(task.plain_batch(*samples).tensor("student").to(device))
+
+    @functools.cache
+    def start() -> Start:
+        example = task.plain_batch(*splits.train.__getitems__([0])).tensor("student")
+        return Start.of(original, example.to(device), answers, student.importance)
+
     def fresh() -> nn.Module:
         made_anew = make(config, "student")
-        start_from(made_anew, teacher)
+        start().give(made_anew)
         return made_anew
 
     return dataclasses.replace(recipe, student=student), fresh, tuple(notes)

@@ -17,7 +17,7 @@ from potstill.losses import Range
 from potstill.models import ModelConfig
 from potstill.models.lora import LanguageStudentConfig
 from potstill.models.perception import FeaturesConfig
-from potstill.models.slicing import GeneratorStudentConfig
+from potstill.prune.narrowing import GeneratorStudentConfig
 from potstill.prune.settings import PruneConfig
 from potstill.responses import LanguageTeacherConfig
 from potstill.schemes.settings import OfflineConfig, SchemeConfig

@@ -130,9 +130,9 @@ class Gauge:
         goal = target.absolute(whole, _tokens(example))
         if apart > min(FINEST, 1 - goal / whole):
             raise UserError(
-                f"prune.target.{target.given[0]}",
+                f"{target.where}.{target.given[0]}",
                 f"cannot be resolved: the same network, timed twice in turns, differs by {apart:.1%} around "
-                f"{whole:.3g} ms; use a quieter machine or a larger prune.latency_batch",
+                f"{whole:.3g} ms; use a quieter machine or a larger batch",
             )
         return cls(target, original, example, whole, goal, BlockTimes(original, example, blocks))
 

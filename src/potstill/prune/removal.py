@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from potstill.errors import UserError
 from potstill.models.architecture import Passing
@@ -147,19 +148,28 @@ def _selected(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
 def _tell(module: nn.Module) -> None:
     """Bring the sizes that a module states in line with its weights."""
     weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and weight is not None:
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = module.weight.shape[:2]
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and weight is not None:
         depthwise = module.groups > 1 and module.groups == module.out_channels
         module.out_channels = weight.shape[0]
         module.groups = weight.shape[0] if depthwise else module.groups
         module.in_channels = weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = len(module.weight)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = len(weight)
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is a transposed convolution, whose weights are ``(in, out, ...)``."""
+    return isinstance(module, _ConvTransposeNd)
 
 
 def masked(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:

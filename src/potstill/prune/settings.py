@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from potstill.errors import UserError
 from potstill.losses import Range
@@ -21,6 +21,8 @@ TIMES = ("latency", "latency_ms", "tokens_per_second")
 class TargetConfig:
     """How small: one of these; counts up to 1 are shares of the original."""
 
+    where: ClassVar[str] = "prune.target"
+    """Its key in a recipe."""
     parameters: Annotated[float, POSITIVE] | None = None
     """Parameters: a count, or a share such as 0.75."""
     macs: Annotated[float, POSITIVE] | None = None
@@ -38,7 +40,7 @@ class TargetConfig:
         given = [name for name, value in asdict(self).items() if value is not None]
         if len(given) != 1:
             raise UserError(
-                "prune.target",
+                self.where,
                 f"expected one of {', '.join(asdict(self))}, got {' and '.join(given) or 'none'}",
             )
 
@@ -66,16 +68,16 @@ class TargetConfig:
         name, value = self.given
         if name == "tokens_per_second":
             if not tokens:
-                raise UserError(f"prune.target.{name}", "has a meaning for texts alone; give latency_ms")
+                raise UserError(f"{self.where}.{name}", "has a meaning for texts alone; give latency_ms")
             if value <= (own := 1000 * tokens / whole):
                 raise UserError(
-                    f"prune.target.{name}", f"must be above the model's own {own:.4g}, got {value:g}"
+                    f"{self.where}.{name}", f"must be above the model's own {own:.4g}, got {value:g}"
                 )
             return 1000 * tokens / value
         share = name == "latency" or (name != "latency_ms" and value <= 1)
         target = value * whole if share else value
         if target >= whole:
-            raise UserError(f"prune.target.{name}", f"must be below the model's own {whole:g}, got {value:g}")
+            raise UserError(f"{self.where}.{name}", f"must be below the model's own {whole:g}, got {value:g}")
         return target
 
 

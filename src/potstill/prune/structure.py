@@ -27,7 +27,7 @@ from potstill.errors import UserError
 from potstill.matching.taps import first_tensor
 from potstill.models.heads import is_packed
 from potstill.prune.groups import Axis, Group, Plan, Slice, Structure
-from potstill.prune.removal import masked, removed
+from potstill.prune.removal import is_transposed, masked, removed
 
 __all__ = ["find_structure"]
 
@@ -36,7 +36,11 @@ BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def find_structure(
-    model: nn.Module, example: Inputs, axes: Sequence[Axis] = ("layers", "channels")
+    model: nn.Module,
+    example: Inputs,
+    axes: Sequence[Axis] = ("layers", "channels"),
+    *,
+    exact: bool = True,
 ) -> Structure:
     """Blocks and channels that can go.
 
@@ -45,6 +49,8 @@ def find_structure(
         example: A small batch of its inputs, ``(N, ...)``, or several by name.
         axes: ``layers`` for blocks, ``channels`` for channels (neurons of linear layers too), ``heads`` for
             those of self-attention.
+        exact: Whether units stay whose removal and masking give different answers, as where a norm looks at
+            all channels. Without it, what is left of the network may need other arguments to run.
 
     Raises:
         UserError: If Torch-Pruning is not installed, nothing can go at all, or an axis is none of these.
@@ -63,7 +69,7 @@ def find_structure(
     notes: list[str] = []
     traced = _traced(model, example, notes) if "channels" in axes else ()
     for group in (*traced, *(_heads(model) if "heads" in axes else ())):
-        reason = _problem(model, group, example)
+        reason = _grouped(model, group) or (_problem(model, group, example) if exact else "")
         if reason:
             notes.append(f"{group.name} keeps its {group.units} {group.axis}: {reason}")
         else:
@@ -118,19 +124,20 @@ def _traced(model: nn.Module, example: Inputs, notes: list[str]) -> Iterator[Gro
     except ImportError as error:
         raise UserError("prune", "Torch-Pruning is not installed: pip install 'potstill[prune]'") from error
     names = {module: path for path, module in model.named_modules()}
-    kinds = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear]
+    kinds = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph = torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
-            found = list(graph.get_all_groups(root_module_types=kinds))
+            found = list(graph.get_all_groups(root_module_types=[*kinds, nn.Linear]))
     except Exception as error:  # it meets any operation that a network may have, and fails in its own ways
         notes.append(
             f"all channels stay: {type(model).__name__} cannot be traced ({type(error).__name__}: {error})"
         )
         return
-    for traced in found:
-        root = traced[0].dep.target.module
+    for seen in found:
+        root = seen[0].dep.target.module
+        traced = _by_channel(graph, seen)
         units = len(traced[0].idxs)
         writers: list[Slice] = []
         readers: list[Slice] = []
@@ -170,6 +177,22 @@ def _heads(model: nn.Module) -> Iterator[Group]:
         yield Group(path, "heads", heads, writers, (Slice(reads, "weight", 1, index),))
 
 
+def _by_channel(graph: Any, traced: Any) -> Any:
+    """The group traced from where its units are fewest.
+
+    Many values of a linear layer may become one channel of a map. Seen from the layer each is a unit, and
+    some are not followed further; from what reads the map, all of them go with their channel.
+    """
+    fewest = min(traced.items, key=lambda item: len(set(item.idxs)))
+    root, units = traced[0], len(set(fewest.idxs))
+    if units == len(root.idxs):
+        return traced
+    other = graph.get_pruning_group(fewest.dep.target.module, fewest.dep.handler, list(range(units)))
+    same = [item for item in other.items if item.dep.target is root.dep.target]
+    covered = any(len(set(item.idxs)) == len(root.idxs) for item in same)
+    return other if covered else traced  # else it is one side of a concatenation
+
+
 def _index(item: Any, units: int) -> Tensor:
     """``(units, k)`` positions, -1 where a unit has fewer."""
     rows: list[list[int]] = [[] for _ in range(units)]
@@ -180,22 +203,27 @@ def _index(item: Any, units: int) -> Tensor:
 
 
 def _slices(module: nn.Module, path: str, index: Tensor, incoming: bool) -> Iterator[Slice]:
+    turned = is_transposed(module)
     if incoming:
-        yield Slice(path, "weight", 1, index)
+        yield Slice(path, "weight", 0 if turned else 1, index)
         return
     for name in BATCH_NORM:
         if isinstance(getattr(module, name, None), Tensor):
-            yield Slice(path, name, 0, index)
+            yield Slice(path, name, 1 if turned and name == "weight" else 0, index)
+
+
+def _grouped(model: nn.Module, group: Group) -> str:
+    """Why a convolution among its tensors keeps a group whole; empty where none does."""
+    for piece in group.slices:
+        module = model.get_submodule(piece.module)
+        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        if grouped and (is_transposed(module) or module.groups != module.out_channels):
+            return f"{piece.module} is a grouped convolution"
+    return ""
 
 
 def _problem(model: nn.Module, group: Group, example: Inputs) -> str:
     """Why a group must stay whole; empty where removing and masking some of its units agree."""
-    for piece in group.slices:
-        module = model.get_submodule(piece.module)
-        if isinstance(module, nn.modules.conv._ConvNd) and (
-            module.transposed or (module.groups > 1 and module.groups != module.out_channels)
-        ):
-            return f"{piece.module} is a transposed or grouped convolution"
     if group.units < 2:
         return "there is only one"
     plan = Plan(units={group.name: (0, group.units // 2) if group.units > 2 else (0,)})
