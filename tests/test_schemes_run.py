@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim import SGD, AdamW
 from torch.utils.data import TensorDataset
 
 from potstill import distill
@@ -22,6 +24,8 @@ from potstill.models.exits import WithExits
 from potstill.run import run
 from potstill.schemes import Offline
 from potstill.teachers import Ensemble
+from potstill.train.learners import Learners
+from potstill.train.optimise import learning_rate
 from tests.killing import killed_after
 
 TEACHER = 'teacher: {model: "nets.py:big", weights: teacher.safetensors, mean: [0.5], std: [0.25]}\n'
@@ -239,6 +243,40 @@ def test_modules_in_memory_have_other_networks_beside_them(tiny: Any, tmp_path: 
 def test_what_sorts_samples_is_not_for_tokens(settings: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load("shakespeare-characters", ["teacher=null", "correct=null", *settings])
+
+
+def test_a_peer_may_have_an_optimiser_and_a_schedule_of_its_own(tiny: Any) -> None:
+    """Each peer's first steps are those of a loop by hand with its own optimiser and learning rates."""
+    own = "{learning_rate: 0.01, optimizer: adamw, schedule: constant, warmup: 0, weight_decay: 0.1}"
+    recipe = load(write(tiny, "mutual"), [f"train.others={{peer2: {own}}}", "train.steps=3"])
+    assert from_mapping(parse_yaml(dump(recipe), "recipe")) == recipe
+    experiment = load_experiment(recipe, [tiny.root])
+    scheme = experiment.scheme("student", 3)
+    learners = Learners(scheme, recipe.train)
+    assert [type(each) for each in learners.optimizers.values()] == [SGD, AdamW]
+    by_hand = copy.deepcopy(scheme)
+    mine = [
+        SGD(by_hand.parts["peer1"].parameters(), lr=1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        AdamW(by_hand.parts["peer2"].parameters(), lr=0.01, weight_decay=0.1),
+    ]
+    loader, prepare = experiment.training(seed=3)
+    for step in range(3):
+        batch = prepare(*loader.read([step, 9, 2, 7], 0), 0)
+        for each, optimizer in ((scheme, None), (by_hand, mine)):
+            found = each(batch)
+            found.loss_over(each.counts(batch)).backward()
+            if optimizer is None:
+                learners.set_learning_rate(step, 3)
+                learners.update(["peer1", "peer2"])
+            else:
+                mine[0].param_groups[0]["lr"] = learning_rate(recipe.train, step, 3)
+                for one in mine:
+                    one.step()
+                    one.zero_grad()
+    for name, weight in by_hand.state_dict().items():
+        torch.testing.assert_close(scheme.state_dict()[name], weight, rtol=1e-5, atol=1e-7)
+    alone = Learners(experiment.scheme("control", 3), recipe.train)
+    assert [type(each) for each in alone.optimizers.values()] == [SGD]
 
 
 def test_peers_may_see_views_of_their_own(tiny: Any) -> None:
@@ -467,6 +505,26 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "{kind: mutual, views: own}",
         {"overrides": ["augment={flip: 0.5, mixup: 0.2}"]},
         "augment.mixup: mixes labels, which peers with scheme.views: own share",
+    ),
+    "a peer that is none": (
+        "mutual",
+        {"overrides": ["train.others={peer3: {learning_rate: 0.1}}"]},
+        "train.others.peer3: names no network beside the student; expected peer2",
+    ),
+    "the student apart from its control": (
+        "mutual",
+        {"overrides": ["train.others={peer1: {learning_rate: 0.1}}"]},
+        "train.others.peer1: names no network beside the student; expected peer2",
+    ),
+    "a peer's length": (
+        "mutual",
+        {"overrides": ["train.others={peer2: {epochs: 3}}"]},
+        "train.others.peer2.epochs: unknown key",
+    ),
+    "others where there are none": (
+        "mean_teacher",
+        {"overrides": ["train.others={average: {learning_rate: 0.1}}"]},
+        "train.others.average: names no network beside the student; only the student learns",
     ),
     "no teacher": ("offline", {}, "teacher: missing; scheme: offline needs one"),
     "other classes": (

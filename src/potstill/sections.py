@@ -1,8 +1,8 @@
 """A section of a recipe: a dataclass from a mapping, with messages that start with the dotted key.
 
-Fields may be plain types with ranges, dataclasses, tuples of dataclasses, and unions of dataclasses that a
-key ``kind`` tells apart. Where a dataclass names one of its fields as ``shorthand``, a plain number or text
-stands for it.
+Fields may be plain types with ranges, dataclasses, tuples and mappings of dataclasses, and unions of
+dataclasses that a key ``kind`` tells apart. Where a dataclass names one of its fields as ``shorthand``, a
+plain number or text stands for it.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
     classes = [part for part in _parts(hint) if dataclasses.is_dataclass(part)]
     if classes:
         return None if raw is None and _allows(hint, type(None)) else _one_of(classes, raw, where)
+    named = _named(hint)
+    if named is not None and isinstance(raw, Mapping):
+        return {str(key): read_section(named, each, f"{where}.{key}") for key, each in raw.items()}
     inner = _inner(hint)
     if inner is not None and isinstance(raw, list | tuple):
         return tuple(read_section(inner, each, f"{where}.{place}") for place, each in enumerate(raw))
@@ -86,6 +89,13 @@ def _inner(hint: Any) -> type[Any] | None:
     if not arguments or not dataclasses.is_dataclass(arguments[0]):
         return None
     return typing.cast(type[Any], arguments[0])
+
+
+def _named(hint: Any) -> type[Any] | None:
+    """The dataclass of a mapping from names to dataclasses."""
+    if typing.get_origin(hint) is not Mapping or not dataclasses.is_dataclass(typing.get_args(hint)[1]):
+        return None
+    return typing.cast(type[Any], typing.get_args(hint)[1])
 
 
 def _kind(cls: Any) -> str:

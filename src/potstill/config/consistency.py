@@ -36,6 +36,7 @@ def check_sections(recipe: Recipe) -> None:
     _check_mixing(recipe, terms)
     _check_cache(recipe, terms)
     _check_own_views(recipe.scheme, recipe.augment)
+    _check_others(recipe)
     _check_prune(recipe)
 
 
@@ -76,6 +77,17 @@ def _check_scheme(recipe: Recipe) -> None:
         )
     if not sorts and (knowledge == "permuted" or task != "language_modeling"):
         raise UserError("scheme.knowledge", f"{knowledge} has no meaning with task: {task}")
+
+
+def _check_others(recipe: Recipe) -> None:
+    """The student learns as ``train`` says, and its control with it."""
+    scheme = recipe.scheme
+    names = tuple(scheme.networks_by_name())[1:] if isinstance(scheme, MutualConfig) else ()
+    names = ("discriminator",) if isinstance(scheme, AdversarialConfig) else names
+    for name in recipe.train.others:
+        if name not in names:
+            known = f"expected {', '.join(names)}" if names else "only the student learns"
+            raise UserError(f"train.others.{name}", f"names no network beside the student; {known}")
 
 
 def check_effect(recipe: Recipe) -> None:

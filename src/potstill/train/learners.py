@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from potstill import distributed
 from potstill.train.contract import Scheme, State
-from potstill.train.optimise import clip_gradients, make_optimizer, set_learning_rate
+from potstill.train.optimise import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from potstill.train.settings import TrainConfig
 
 __all__ = ["Learners"]
@@ -34,6 +34,7 @@ class Learners:
 
     def __init__(self, scheme: Scheme, config: TrainConfig) -> None:
         self._scheme = scheme
+        self._config = config
         self._clip = config.clip
         self._decay = config.ema
         self._averages: dict[str, AveragedModel] = {}
@@ -43,7 +44,7 @@ class Learners:
             for phase in stage.phases:
                 modules.update(scheme.trainable(stage.name, phase))
         self.optimizers: dict[str, Optimizer] = {
-            name: make_optimizer(module, config) for name, module in modules.items()
+            name: make_optimizer(module, config.of(name)) for name, module in modules.items()
         }
         if config.compile:
             # A compiled backward pass gives its buffers away; measuring gradients needs them once more.
@@ -71,9 +72,10 @@ class Learners:
         network: nn.Module = self._scheme.networks[name] if average is None else average.module
         return network
 
-    def set_learning_rate(self, value: float) -> None:
-        """Give all optimisers one learning rate."""
-        set_learning_rate(self.optimizers.values(), value)
+    def set_learning_rate(self, step: int, total: int) -> None:
+        """Give every optimiser the learning rate of a step of its stage."""
+        for name, optimizer in self.optimizers.items():
+            set_learning_rate(optimizer, learning_rate(self._config.of(name), step, total))
 
     @contextlib.contextmanager
     def synchronised(self, names: Iterable[str], *, last: bool) -> Iterator[None]:

@@ -58,11 +58,10 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimizers: Iterable[Optimizer], value: float) -> None:
-    """Give all optimisers one learning rate."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = value
+def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """Give all parameters of an optimiser one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
 
 
 def clip_gradients(modules: Iterable[nn.Module], largest: float | None) -> None:

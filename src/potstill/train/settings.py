@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
 
 from potstill.losses import Range
 
-__all__ = ["TrainConfig"]
+__all__ = ["CorrectionConfig", "OptimizerConfig", "TrainConfig"]
 
 COUNT = Range(least=1)
 SHARE = Range(least=0, most=1)
@@ -21,6 +22,32 @@ class CorrectionConfig:
     """Optimiser steps."""
     learning_rate: Annotated[float, Range(above=0)]
     """Peak learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How one network beside the student learns, where that differs from ``train``; see there."""
+
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """SGD with momentum, or AdamW."""
+    learning_rate: Annotated[float, Range(above=0)] | None = None
+    """Peak learning rate."""
+    momentum: Annotated[float, Range(least=0, most=0.9999)] | None = None
+    """Momentum of SGD."""
+    nesterov: bool | None = None
+    """Nesterov's momentum."""
+    betas: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] | None = None
+    """Decays of AdamW's averages."""
+    weight_decay: Annotated[float, Range(least=0)] | None = None
+    """Weight decay."""
+    schedule: Literal["cosine", "constant", "step"] | None = None
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, SHARE] | None = None
+    """Share of the steps in which it rises."""
+    milestones: tuple[Annotated[float, SHARE], ...] | None = None
+    """Shares of the run at which ``step`` lowers it."""
+    decay: Annotated[float, Range(above=0, most=1)] | None = None
+    """Factor at each milestone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +82,8 @@ class TrainConfig:
     """Shares of the run at which ``step`` lowers it."""
     decay: Annotated[float, Range(above=0, most=1)] = 0.1
     """Factor at each milestone."""
+    others: Mapping[str, OptimizerConfig] = field(default_factory=dict)
+    """What is different for a network beside the student, by its name: ``peer2``, ``discriminator``."""
     clip: Annotated[float, Range(above=0)] | None = None
     """Largest norm of all gradients together."""
     label_smoothing: Annotated[float, Range(least=0, most=0.9999)] = 0.0
@@ -77,3 +106,13 @@ class TrainConfig:
     """Write TensorBoard files too."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+
+    def of(self, name: str) -> TrainConfig:
+        """What holds for one part of a scheme.
+
+        >>> config = TrainConfig(others={"peer2": OptimizerConfig(learning_rate=0.01)})
+        >>> config.of("peer1").learning_rate, config.of("peer2").learning_rate
+        (0.1, 0.01)
+        """
+        own = asdict(self.others[name]) if name in self.others else {}
+        return replace(self, **{key: value for key, value in own.items() if value is not None})

@@ -17,7 +17,6 @@ from potstill.train.course import Course
 from potstill.train.figures import Figures, Tally
 from potstill.train.learners import Learners
 from potstill.train.observe import Observer
-from potstill.train.optimise import learning_rate
 from potstill.train.precision import Precision
 from potstill.train.settings import TrainConfig
 from potstill.train.wishes import Wishes, agreed
@@ -70,7 +69,7 @@ class Stepper:
         """
         place = self.course.place(step)
         stage, self.scheme.progress = place.stage, place.progress
-        self.learners.set_learning_rate(learning_rate(self.config, place.step, place.steps))
+        self.learners.set_learning_rate(place.step, place.steps)
         together = wishes
         for phase in stage.phases:
             counts, together = agreed(self._counts(batches, phase), wishes)
