@@ -229,7 +229,7 @@ def test_channels_that_are_added_go_together_and_grouped_convolutions_stay() -> 
 
     model = lively(Added())
     structure = find_structure(model, IMAGES, ["channels"])
-    assert sorted(group.units for group in structure.groups) == [6, 8]
+    assert sorted(group.units for group in structure.groups) == [3, 6, 8]
     residual = next(group for group in structure.groups if group.units == 8)
     assert {piece.module for piece in residual.writers} == {"stem", "inner"}
     assert {piece.module for piece in residual.readers} == {"inner", "shortcut", "wide"}
@@ -237,7 +237,63 @@ def test_channels_that_are_added_go_together_and_grouped_convolutions_stay() -> 
     with torch.no_grad():
         small, whole = removed(model, plan, structure)(IMAGES), masked(model, plan, structure)(IMAGES)
     torch.testing.assert_close(small, whole, atol=2e-5, rtol=1e-5)
-    assert any("grouped is a grouped convolution" in note for note in structure.notes)
+    grouped = structure.group("grouped")
+    assert {piece.module for piece in grouped.writers} == {"shortcut", "wide", "grouped"}
+    assert {piece.index.shape for piece in grouped.slices} == {(3, 4)}
+    left = removed(model, plan, structure).grouped
+    assert (left.groups, left.in_channels, left.out_channels) == (1, 4, 4)  # type: ignore[union-attr]
+    assert not structure.notes
+
+
+def test_filters_of_grouped_convolutions_go_with_what_they_read_and_write() -> None:
+    """ResNeXt and RegNet: half of the groups of each go, twice, and nothing stays whole."""
+
+    class Bottleneck(nn.Module):
+        def __init__(self, expand: int) -> None:
+            super().__init__()
+            self.enter, self.first = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)
+            self.filters, self.second = nn.Conv2d(16, 16 * expand, 3, groups=4), nn.BatchNorm2d(16 * expand)
+            self.leave, self.head = nn.Conv2d(16 * expand, 6, 1), nn.Linear(6, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.first(self.enter(images)).relu()
+            maps = self.leave(self.second(self.filters(maps)).relu())
+            out: Tensor = self.head(maps.mean(dim=(2, 3)))
+            return out
+
+    for expand in (1, 3):
+        model = lively(Bottleneck(expand))
+        structure = find_structure(model, IMAGES, ["channels"])
+        assert {group.name: group.units for group in structure.groups} == {"filters": 4, "leave": 6}
+        assert not structure.notes
+        plan = every_second(structure)
+        with torch.no_grad():
+            small, whole = removed(model, plan, structure), masked(model, plan, structure)(IMAGES)
+            torch.testing.assert_close(small(IMAGES), whole, atol=2e-5, rtol=1e-5)
+        assert small.filters.groups == 2  # type: ignore[union-attr]
+        second = structure_after(model, plan, structure)
+        assert second.group("filters").units == 2
+        smaller, twice = (make(small, every_second(second), second)(IMAGES) for make in (removed, masked))
+        torch.testing.assert_close(smaller, twice, atol=2e-5, rtol=1e-5)
+
+
+def test_channels_that_meet_several_grouped_convolutions_stay() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Conv2d(3, 12, 1)
+            self.one, self.other = nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 12, 1, groups=4)
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.enter(images).relu()
+            out: Tensor = self.head((self.one(maps) + self.other(maps)).relu().mean(dim=(2, 3)))
+            return out
+
+    with pytest.raises(
+        UserError, match=r"nothing can be removed from Two: .* is a grouped convolution among"
+    ):
+        find_structure(lively(Two()), IMAGES, ["channels"])
 
 
 @pytest.mark.parametrize(

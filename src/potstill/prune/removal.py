@@ -151,9 +151,9 @@ def _tell(module: nn.Module) -> None:
     if isinstance(module, _ConvTransposeNd):
         module.in_channels, module.out_channels = module.weight.shape[:2]
     elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and weight is not None:
-        depthwise = module.groups > 1 and module.groups == module.out_channels
+        filters = module.out_channels // module.groups
+        module.groups = weight.shape[0] // filters if module.groups > 1 else 1
         module.out_channels = weight.shape[0]
-        module.groups = weight.shape[0] if depthwise else module.groups
         module.in_channels = weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

@@ -26,6 +26,7 @@ from potstill.batch import Inputs, ask
 from potstill.errors import UserError
 from potstill.matching.taps import first_tensor
 from potstill.models.heads import is_packed
+from potstill.prune.grouped import is_grouped, join_groups
 from potstill.prune.groups import Axis, Group, Plan, Slice, Structure
 from potstill.prune.removal import is_transposed, masked, removed
 
@@ -67,7 +68,7 @@ def find_structure(
     blocks = tuple(_blocks(model, example)) if "layers" in axes else ()
     groups: list[Group] = []
     notes: list[str] = []
-    traced = _traced(model, example, notes) if "channels" in axes else ()
+    traced = join_groups(model, _traced(model, example, notes)) if "channels" in axes else []
     for group in (*traced, *(_heads(model) if "heads" in axes else ())):
         reason = _grouped(model, group) or (_problem(model, group, example) if exact else "")
         if reason:
@@ -216,9 +217,10 @@ def _grouped(model: nn.Module, group: Group) -> str:
     """Why a convolution among its tensors keeps a group whole; empty where none does."""
     for piece in group.slices:
         module = model.get_submodule(piece.module)
-        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
-        if grouped and (is_transposed(module) or module.groups != module.out_channels):
-            return f"{piece.module} is a grouped convolution"
+        if is_transposed(module) and module.groups != 1:
+            return f"{piece.module} is a transposed convolution of groups"
+        if is_grouped(module) and (piece.dim == 1 or piece.index.shape == (module.out_channels, 1)):
+            return f"{piece.module} is a grouped convolution among others, or of channels that must stay"
     return ""
 
 
