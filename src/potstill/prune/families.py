@@ -83,10 +83,6 @@ FAMILIES = (
         neurons="hidden_dim",
     ),
 )
-SCALED = ("gemma",)
-"""Families that scale embeddings by their width, so that the width cannot change alone."""
-
-
 def is_known(model: nn.Module) -> bool:
     """Whether a network is of one of the families."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
@@ -206,7 +202,7 @@ def _dividing(model: Any, family: Family, units: int, each: int) -> tuple[int, .
 def _hidden(model: Any, family: Family, layers: Sequence[str], axes: Sequence[Axis]) -> Group:
     """The hidden width: one group through the whole model."""
     config = model.config
-    if not family.sized or config.model_type in SCALED:
+    if not family.sized:
         raise UserError("prune.axes", f"the hidden width of {type(model).__name__} cannot go alone")
     units = config.hidden_size
     index = torch.arange(units).unsqueeze(1)

@@ -127,8 +127,22 @@ def _renumbered(state: Mapping[str, Tensor], path: str, kept: list[int]) -> dict
 
 
 def _rescale(model: Any, ratio: float) -> None:
-    """Root-mean-square norms over the hidden width see fewer numbers: bring their outputs back."""
-    width = model.config.hidden_size
+    """Make up for a hidden width that is smaller by ``ratio``, where computing looks at the width.
+
+    Root-mean-square norms see fewer numbers: their outputs are brought back. Gemma's norms scale by one more
+    than their weight; its embeddings are multiplied by the root of the width, and are often the output layer
+    too, whose input the last norm scales.
+    """
+    width, factor = model.config.hidden_size, math.sqrt(ratio)
+    gemma = model.config.model_type == "gemma"
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     for name, parameter in model.named_parameters():
-        if "norm" in name.rpartition(".")[0].rpartition(".")[2] and tuple(parameter.shape) == (width,):
-            parameter.data.mul_(math.sqrt(ratio))
+        path = name.rpartition(".")[0].rpartition(".")[2]
+        if "norm" in path and tuple(parameter.shape) == (width,):
+            if not gemma:
+                parameter.data.mul_(factor)
+            elif path != "norm" or not tied:
+                parameter.data.add_(1.0).mul_(factor).sub_(1.0)
+    if gemma:
+        model.get_input_embeddings().weight.data.mul_(factor)
