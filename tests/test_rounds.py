@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from potstill import distributed, measure
 from potstill.assembly.load import load_experiment
+from potstill.cli import app
 from potstill.config import dump, from_mapping, load, parse_yaml
 from potstill.errors import UserError
 from potstill.files import write_json
@@ -146,6 +148,13 @@ def test_a_run_meets_its_target_and_every_round_is_kept(project: Any, tmp_path: 
         load_student(out, at_size=0.1)
     with pytest.raises(UserError, match="--at-size: chooses the round; leave --round out"):
         load_student(out, at_size=0.9, round_number=1)
+    for option, macs in ((["--round", "1"], found["rounds"][0]["cost"]), ([], student["macs"])):
+        made = CliRunner().invoke(app, ["measure", str(out), "--data", str(project.root), *option])
+        assert made.exit_code == 0, made.output
+        assert f" {round(macs):,} " in made.output
+    wrong = CliRunner().invoke(app, ["export", str(out), "--data", str(project.root), "--at-size", "0.01"])
+    assert wrong.exit_code == 2
+    assert "--at-size: no round got to" in wrong.output
     page = (out / "report.html").read_text()
     for heading in ("Rounds", "Loss against size", "What was lost, and what came back"):
         assert heading in page

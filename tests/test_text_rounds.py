@@ -14,8 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from potstill import measure
+from potstill.assembly.load import load_experiment
+from potstill.config import load
 from potstill.errors import UserError
+from potstill.prune.families import family_structure
+from potstill.prune.importance import UNIT_KINDS, unit_scores
 from potstill.rounds import deciding
+from potstill.rounds.calibration import Calibration
 from potstill.run import load_student, run
 from potstill.train.loop import Training
 from tests.books import recipe_beside_a_book
@@ -189,6 +194,24 @@ def test_an_encoder_loses_half_its_heads_and_neurons(tmp_path: Path) -> None:
     tokens = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():
         assert torch.equal(student(tokens).logits, result.student(tokens).logits)
+
+
+def test_scores_of_an_encoder_do_not_depend_on_who_shares_a_batch(tmp_path: Path) -> None:
+    """Places that fill up a shorter text are none of its own: in batches of 8 and one by one, the same."""
+    root = encoder(tmp_path, target={"parameters": 0.6})
+    found = []
+    for size in (8, 1):
+        recipe = load(root / "student.yaml", [f"train.batch_size={size}"])
+        calibration = Calibration(load_experiment(recipe, [root]), 16)
+        model = calibration.experiment.fresh()
+        lengths = {tuple(batch.inputs["student"]["input_ids"].shape[1:]) for batch in calibration.batches}
+        assert len(lengths) > 1
+        assert sum(map(len, calibration.batches)) == 16
+        groups = family_structure(model, ["mlp", "heads"]).groups
+        found.append({kind: unit_scores(model, groups, calibration, kind) for kind in UNIT_KINDS})
+    for kind in UNIT_KINDS:
+        for name, scores in found[0][kind].items():
+            torch.testing.assert_close(scores, found[1][kind][name], rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

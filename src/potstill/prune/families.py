@@ -83,6 +83,8 @@ FAMILIES = (
         neurons="hidden_dim",
     ),
 )
+
+
 def is_known(model: nn.Module) -> bool:
     """Whether a network is of one of the families."""
     kind = getattr(getattr(model, "config", None), "model_type", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -32,12 +32,23 @@ class Calibration:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """The samples."""
-        part, size = self.experiment.splits.train, self.experiment.recipe.train.batch_size
+        """The samples; texts beside others of their length, as scores are means over places and count all."""
+        part = self.experiment.splits.train
         rows = [number * len(part) // self.rows for number in range(self.rows)]
+        made = self._batches(rows)
+        if not any(map(_padded, made)):
+            return made
+        by_length: dict[int, list[int]] = {}
+        lengths = torch.cat([_mask(batch).sum(dim=1) for batch in made]).tolist()
+        for row, length in zip(rows, lengths, strict=True):
+            by_length.setdefault(int(length), []).append(row)
+        return [batch for _, alike in sorted(by_length.items()) for batch in self._batches(alike)]
+
+    def _batches(self, rows: Sequence[int]) -> list[Batch]:
+        part, size = self.experiment.splits.train, self.experiment.recipe.train.batch_size
         return [
-            self.experiment.task.plain_batch(*part.__getitems__(rows[begin : begin + size]))
-            for begin in range(0, self.rows, size)
+            self.experiment.task.plain_batch(*part.__getitems__(list(rows[begin : begin + size])))
+            for begin in range(0, len(rows), size)
         ]
 
     def __call__(self, model: nn.Module) -> Iterator[Tensor]:
@@ -55,6 +66,19 @@ class Calibration:
             if values.dim() > 1 and batch.where is not None:
                 values = values.sum(dim=1) / batch.where.sum(dim=1).clamp(min=1)
             yield values
+
+
+def _mask(batch: Batch) -> Tensor:
+    inputs = batch.input("student")
+    assert not isinstance(inputs, Tensor)
+    return inputs["attention_mask"]
+
+
+def _padded(batch: Batch) -> bool:
+    """Whether a text is filled up to the length of another."""
+    inputs = batch.input("student")
+    mask = None if isinstance(inputs, Tensor) else inputs.get("attention_mask")
+    return mask is not None and mask.dim() == 2 and not bool(mask.bool().all())
 
 
 def repeated(inputs: Inputs, count: int) -> Inputs:
