@@ -132,7 +132,7 @@ class Gauge:
             raise UserError(
                 f"{target.where}.{target.given[0]}",
                 f"cannot be resolved: the same network, timed twice in turns, differs by {apart:.1%} around "
-                f"{whole:.3g} ms; use a quieter machine or a larger batch",
+                f"{whole:.3g} ms; {target.remedy}",
             )
         return cls(target, original, example, whole, goal, BlockTimes(original, example, blocks))
 

@@ -29,6 +29,7 @@ from potstill.prune.structure import find_structure
 __all__ = ["GeneratorStudentConfig", "Start", "WidthTarget", "fitting", "narrow_config", "widest"]
 
 LARGEST = 1 << 16
+"""No width is tried above it, whatever fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class WidthTarget(TargetConfig):
     """How small the student must be: one of these; counts up to 1 are shares of the teacher's."""
 
     where: ClassVar[str] = "student.target"
+    remedy: ClassVar[str] = "use a quieter machine, or count macs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ class TargetConfig:
 
     where: ClassVar[str] = "prune.target"
     """Its key in a recipe."""
+    remedy: ClassVar[str] = "use a quieter machine or a larger prune.latency_batch"
+    """What helps where noise hides whether it is met."""
     parameters: Annotated[float, POSITIVE] | None = None
     """Parameters: a count, or a share such as 0.75."""
     macs: Annotated[float, POSITIVE] | None = None
