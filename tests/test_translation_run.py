@@ -435,3 +435,23 @@ def test_a_discriminator_of_the_users_own_weights(place: Path) -> None:
     scheme = load_experiment(from_mapping(recipe), [place]).scheme("student", 0)
     for name, tensor in scheme.judge.state_dict().items():
         assert torch.equal(tensor, judge.state_dict()[name])
+
+
+def test_a_generator_with_true_images_may_be_pruned(place: Path) -> None:
+    raw = {**parse_yaml(RECIPE, "recipe"), "scheme": "offline", "distill": {"image_l1": {}, "labels": {}}}
+    del raw["student"]
+    raw["data"] = {"path": "inputs", "crop": 16, "degrade": "grey"}
+    raw["prune"] = {"target": {"parameters": 0.6}, "steps": 1, "calibration": 4, "trial_steps": 0}
+    (place / "prune.yaml").write_text(json.dumps(raw))
+    done = run(place / "prune.yaml", data=place, out=place / "run", echo=lambda line: None)
+    models = done.data["models"]
+    assert done.data["prune"]["reached"] == models["student"]["parameters"]
+    assert models["student"]["parameters"] <= 0.6 * models["teacher"]["parameters"]
+    student = load_student(place / "run", place).student
+    images = torch.rand(1, 3, SIDE, SIDE)
+    assert done.student is not None
+    assert torch.equal(student(images), done.student(images))
+    raw["data"] = {"path": "inputs", "crop": 16}
+    (place / "prune.yaml").write_text(json.dumps({**raw, "distill": {"image_l1": {}}}))
+    with pytest.raises(UserError, match="prune: needs training data with labels"):
+        run(place / "prune.yaml", data=place, out=place / "other", echo=lambda line: None)
