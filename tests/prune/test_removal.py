@@ -277,6 +277,27 @@ def test_filters_of_grouped_convolutions_go_with_what_they_read_and_write() -> N
         torch.testing.assert_close(smaller, twice, atol=2e-5, rtol=1e-5)
 
 
+def test_one_side_of_a_concatenation_before_a_grouped_convolution_stays() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 7, 1)
+            self.grouped, self.mix, self.head = (
+                nn.Conv2d(12, 12, 1, groups=3),
+                nn.Conv2d(12, 6, 1),
+                nn.Linear(6, 2),
+            )
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = torch.cat([self.one(images), self.other(images)], dim=1).relu()
+            out: Tensor = self.head(self.mix(self.grouped(maps).relu()).mean(dim=(2, 3)))
+            return out
+
+    structure = find_structure(lively(Beside()), IMAGES, ["channels"])
+    assert [group.name for group in structure.groups] == ["mix"]
+    assert len(structure.notes) == 3
+
+
 def test_channels_that_meet_several_grouped_convolutions_stay() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -39,8 +39,8 @@ def join_groups(model: nn.Module, found: Iterable[Group]) -> list[Group]:
         if not is_grouped(module):
             continue
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        before = _having(groups, path, 1)
-        after = _having(groups, path, 0)
+        before = _having(groups, path, 1, module.in_channels)
+        after = _having(groups, path, 0, module.out_channels)
         if before is None or after is None or before[0] is after[0]:
             continue
         (given, reading), (made, writing) = before, after
@@ -61,18 +61,17 @@ def join_groups(model: nn.Module, found: Iterable[Group]) -> list[Group]:
     return groups
 
 
-def _having(groups: Sequence[Group], path: str, dim: int) -> tuple[Group, Slice] | None:
-    """The group that lies along a dimension of a convolution's weight, channel by channel, and where."""
+def _having(groups: Sequence[Group], path: str, dim: int, size: int) -> tuple[Group, Slice] | None:
+    """The group that alone has all ``size`` channels of one side of a convolution, one a unit, and where."""
     for group in groups:
         for piece in group.readers if dim else group.writers:
             if (piece.module, piece.tensor, piece.dim) == (path, "weight", dim):
-                whole = piece.index.shape == (group.units, 1) and bool((piece.index >= 0).all())
-                return (group, piece) if whole else None
+                alone = piece.index.shape == (size, 1) and len(set(piece.index.flatten().tolist())) == size
+                return (group, piece) if alone else None
     return None
 
 
 def _regrouped(pieces: Iterable[Slice], homes: Tensor, units: int) -> list[Slice]:
     """Slices of channels as slices of the units ``homes`` that the channels belong to."""
     order = homes.argsort(stable=True)
-    assert bool((homes.bincount(minlength=units) == len(homes) // units).all())
     return [replace(piece, index=piece.index[order].reshape(units, -1)) for piece in pieces]
