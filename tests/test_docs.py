@@ -149,7 +149,7 @@ def test_documented_commands_work(place: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(place)
     said = commands()
     assert {line.split()[1] for line in said} >= {"run", "measure", "export", "report", "methods"}
-    # Long ones, and one whose weights lie in a package, have tests of their own, and so have comparisons.
+    # Long ones, and one whose weights lie in a package, are loaded by test_config; some are planned below.
     long = (
         "resnet20",
         "born-again",

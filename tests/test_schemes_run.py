@@ -251,6 +251,7 @@ def test_a_peer_may_have_an_optimiser_and_a_schedule_of_its_own(tiny: Any) -> No
     recipe = load(write(tiny, "mutual"), [f"train.others={{peer2: {own}}}", "train.steps=3"])
     assert from_mapping(parse_yaml(dump(recipe), "recipe")) == recipe
     experiment = load_experiment(recipe, [tiny.root])
+    assert any("peer2 learns in its own way" in note for note in experiment.notes)
     scheme = experiment.scheme("student", 3)
     learners = Learners(scheme, recipe.train)
     assert [type(each) for each in learners.optimizers.values()] == [SGD, AdamW]

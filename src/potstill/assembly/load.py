@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def assemble(recipe: Recipe, material: Material, search: Sequence[Path] = ()) ->
         precision=precision,
         others=material.others,
         search=tuple(search),
-        notes=(*material.splits.notes, *material.notes),
+        notes=(*material.splits.notes, *material.notes, *_own_ways(recipe)),
         shelf=shelf,
         known=material.known,
     )
@@ -212,3 +212,13 @@ def _check_outputs(experiment: Experiment, student: nn.Module) -> None:
                 role, f"cannot run on the data's {experiment.task.samples} {_shape(inputs)}: {error}"
             ) from error
         experiment.task.check_output(output, batch, role)
+
+
+def _own_ways(recipe: Recipe) -> Iterator[str]:
+    """A peer that may become the student and does not learn as the control does."""
+    for name, place in recipe.scheme.networks_by_name().items():
+        if name in recipe.train.others and place is None:
+            yield (
+                f"{name} learns in its own way (train.others); if it is the best peer, the student differs "
+                "from its control, which learns as train says, in that too"
+            )

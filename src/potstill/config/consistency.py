@@ -80,7 +80,7 @@ def _check_scheme(recipe: Recipe) -> None:
 
 
 def _check_others(recipe: Recipe) -> None:
-    """The student learns as ``train`` says, and its control with it."""
+    """The student's own network learns as ``train`` says, and its control with it."""
     scheme = recipe.scheme
     names = tuple(scheme.networks_by_name())[1:] if isinstance(scheme, MutualConfig) else ()
     names = ("discriminator",) if isinstance(scheme, AdversarialConfig) else names

@@ -34,7 +34,6 @@ class Learners:
 
     def __init__(self, scheme: Scheme, config: TrainConfig) -> None:
         self._scheme = scheme
-        self._config = config
         self._clip = config.clip
         self._decay = config.ema
         self._averages: dict[str, AveragedModel] = {}
@@ -43,8 +42,9 @@ class Learners:
         for stage in scheme.stages:
             for phase in stage.phases:
                 modules.update(scheme.trainable(stage.name, phase))
+        self._configs = {name: config.of(name) for name in modules}
         self.optimizers: dict[str, Optimizer] = {
-            name: make_optimizer(module, config.of(name)) for name, module in modules.items()
+            name: make_optimizer(module, self._configs[name]) for name, module in modules.items()
         }
         if config.compile:
             # A compiled backward pass gives its buffers away; measuring gradients needs them once more.
@@ -75,7 +75,7 @@ class Learners:
     def set_learning_rate(self, step: int, total: int) -> None:
         """Give every optimiser the learning rate of a step of its stage."""
         for name, optimizer in self.optimizers.items():
-            set_learning_rate(optimizer, learning_rate(self._config.of(name), step, total))
+            set_learning_rate(optimizer, learning_rate(self._configs[name], step, total))
 
     @contextlib.contextmanager
     def synchronised(self, names: Iterable[str], *, last: bool) -> Iterator[None]:
