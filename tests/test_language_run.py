@@ -91,6 +91,18 @@ def test_a_run_goes_on_with_its_corrected_teacher(recipe: Path) -> None:
         assert again["models"][arm]["perplexity"] == first["models"][arm]["perplexity"]
 
 
+def test_a_correction_may_have_its_own_batch_size(recipe: Path) -> None:
+    """The teacher does not change with the students' batches where the correction says how long its own are."""
+    found = []
+    for number, batch_sizes in enumerate([("4", None), ("2", "4"), ("2", None)]):
+        own = [f"correct.batch_size={batch_sizes[1]}"] if batch_sizes[1] else []
+        out = recipe.parent / str(number)
+        overrides = (f"train.batch_size={batch_sizes[0]}", "train.steps=2", "correct.steps=4", *own)
+        result = run(recipe, out=out, overrides=overrides, echo=lambda line: None, control=False)
+        found.append(result.data["models"]["teacher"]["perplexity"])
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_teacher_that_is_worse_than_the_control_is_told_with_both_numbers(recipe: Path) -> None:
     data, lines, _ = ran(recipe, "correct.steps=4", "train.steps=40", "train.learning_rate=0.03")
     told = [line for line in lines if line.startswith("warning: the teacher")]

@@ -63,7 +63,7 @@ def correct_teacher(experiment: Experiment, folder: RunFolder, observer: Observe
     config = dataclasses.replace(recipe.train, steps=wanted.steps, learning_rate=wanted.learning_rate)
     network = copy.deepcopy(experiment.teacher).float().requires_grad_(True)
     seed = recipe.seed + recipe.seeds
-    loader, prepare = experiment.training(seed)
+    loader, prepare = experiment.training(seed, batch_size=wanted.batch_size)
     part = experiment.evaluation(experiment.splits.validation)
 
     def evaluate(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

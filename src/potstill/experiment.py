@@ -163,8 +163,12 @@ class Experiment:
         last = len(self.splits.train) - 1
         return self.task.plain_batch(*self.splits.train.__getitems__([min(n, last) for n in range(samples)]))
 
-    def training(self, seed: int, arm: Arm = "student") -> tuple[Loader, Prepare]:
+    def training(
+        self, seed: int, arm: Arm = "student", batch_size: int | None = None
+    ) -> tuple[Loader, Prepare]:
         """The training batches of a seed and how to prepare them; equal for both arms.
+
+        ``batch_size`` is ``train.batch_size`` where it is not given.
 
         Where the teacher's answers are cached, views come again after as many epochs as are stored. What
         peers with views of their own see beside it stands in the student's batches under their names.
@@ -176,7 +180,7 @@ class Experiment:
             partners, prepare = _repeated(task, self.shelf.views)
         loader = Loader(
             learnt,
-            batch_size=self.recipe.train.batch_size,
+            batch_size=batch_size or self.recipe.train.batch_size,
             seed=seed,
             shuffle=True,
             drop_last=True,

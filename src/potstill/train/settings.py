@@ -22,6 +22,8 @@ class CorrectionConfig:
     """Optimiser steps."""
     learning_rate: Annotated[float, Range(above=0)]
     """Peak learning rate."""
+    batch_size: Annotated[int, COUNT] | None = None
+    """Samples a step; ``None``: as ``train`` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
