@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from potstill.rounds.loop import Rounds
 from potstill.rounds.shapes import round_at_size
 from potstill.run import load_student, run
 from potstill.train.loop import Training
+from potstill.train.stepping import Stepper
 
 NETS = """
 import torch
@@ -191,6 +193,33 @@ def test_a_killed_run_goes_on_at_the_same_round_and_step(
 ) -> None:
     go(project, tmp_path / "whole")
     killed_and_resumed(project, tmp_path, monkeypatch, saves)
+
+
+@pytest.mark.parametrize("step", [2, 3, 8])
+def test_ctrl_c_in_a_trial_leaves_its_round_to_go_on(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Steps 2 and 3 are in the two trials of the first round, 8 in one of the second."""
+    go(project, tmp_path / "whole", control=False)
+    taken, take = [0], Stepper.take
+
+    def interrupted(stepper: Stepper, *batch: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == step:
+            signal.raise_signal(signal.SIGINT)
+        return take(stepper, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "take", interrupted)
+        assert go(project, tmp_path / "cut", control=False).interrupted
+    place = tmp_path / "cut" / "rounds" / ("1" if step < 5 else "2")
+    assert (place / "trials").is_dir()
+    assert not (place / "round.json").exists()
+    go(project, tmp_path / "cut", control=False, resume=True)
+    whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    rows = [json.loads((tmp_path / name / "result.json").read_text())["prune"] for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
 
 
 def killed_and_resumed(
