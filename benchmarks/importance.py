@@ -22,7 +22,7 @@ from torch import nn
 from potstill.assembly.load import load_experiment
 from potstill.config import load
 from potstill.environment import processor
-from potstill.prune.families import family_structure
+from potstill.prune.family_parts import family_structure
 from potstill.prune.importance import Losses, block_scores, unit_scores
 from potstill.rounds.calibration import Calibration
 

@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_its_corrected_teacher(recipe: Path) -> None:
 
 
 def test_a_correction_may_have_its_own_batch_size(recipe: Path) -> None:
-    """The teacher does not change with the students' batches where the correction says how long its own are."""
+    """The teacher does not change with the students' batches where the correction names its own."""
     found = []
     for number, batch_sizes in enumerate([("4", None), ("2", "4"), ("2", None)]):
         own = [f"correct.batch_size={batch_sizes[1]}"] if batch_sizes[1] else []

@@ -17,7 +17,7 @@ from potstill import measure
 from potstill.assembly.load import load_experiment
 from potstill.config import load
 from potstill.errors import UserError
-from potstill.prune.families import family_structure
+from potstill.prune.family_parts import family_structure
 from potstill.prune.importance import UNIT_KINDS, unit_scores
 from potstill.rounds import deciding
 from potstill.rounds.calibration import Calibration
@@ -190,6 +190,23 @@ def test_an_encoder_loses_half_its_heads_and_neurons(tmp_path: Path) -> None:
         assert layer.attention.self.query.weight.shape == (8, 16)
         assert layer.intermediate.dense.out_features == 16
     assert not (root / "run" / "student").exists()
+    assert result.student is not None
+    tokens = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        assert torch.equal(student(tokens).logits, result.student(tokens).logits)
+
+
+def test_an_encoder_loses_hidden_width(tmp_path: Path) -> None:
+    root = encoder(
+        tmp_path, target={"parameters": 0.6}, axes=["mlp", "hidden"], keep=0.5, importance="activation"
+    )
+    lines: list[str] = []
+    result = run(root / "student.yaml", data=root, out=root / "run", echo=lines.append)
+    assert sum("hidden width" in line and "only Potstill" in line for line in lines) == 1
+    student = load_student(root / "run", root).student
+    width = student.get_input_embeddings().embedding_dim  # type: ignore[operator]
+    assert 8 <= width < 16
+    assert measure.parameters(student) == result.data["prune"]["reached"]
     assert result.student is not None
     tokens = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():

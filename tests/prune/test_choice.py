@@ -14,7 +14,7 @@ from potstill.models.cifar import resnet8, resnet20
 from potstill.prune import PruneConfig, Structure, TargetConfig
 from potstill.prune.candidates import choose
 from potstill.prune.choice import Chooser
-from potstill.prune.families import family_structure
+from potstill.prune.family_parts import family_structure
 from potstill.prune.gauge import Gauge
 from potstill.prune.importance import block_scores, unit_scores
 from potstill.prune.store import Scores

@@ -16,15 +16,16 @@ from potstill import measure
 from potstill.errors import UserError
 from potstill.matching.pairing import auto_pairs
 from potstill.matching.recording import number_in, record
-from potstill.models.architecture import says_all
+from potstill.models.architecture import Architecture, says_all
 from potstill.prune import Plan, PruneConfig, Structure, TargetConfig, masked
 from potstill.prune.candidates import choose
 from potstill.prune.choice import Chooser
-from potstill.prune.families import family_structure
+from potstill.prune.family_parts import family_structure
 from potstill.prune.gauge import Gauge
 from potstill.prune.importance import UNIT_KINDS, block_scores, unit_scores
 from potstill.prune.pretrained import removed_pretrained
 from potstill.prune.store import Scores
+from potstill.prune.surgery import untrained
 
 transformers = pytest.importorskip("transformers")
 
@@ -175,6 +176,51 @@ def test_hidden_width_that_holds_zeros_goes_unnoticed(kind: str, tied: bool) -> 
     torch.testing.assert_close(logits(small), logits(model), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("axes", [("hidden",), ("layers", "heads", "hidden")], ids=["alone", "together"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_hidden_width_of_an_encoder_that_holds_zeros_goes_unnoticed(kind: str, axes: Any) -> None:
+    """Layer norms see no difference where what goes is zero and the mean of the rest is."""
+    model = encoder(kind)
+    structure = family_structure(model, axes)
+    group = structure.group("hidden")
+    units = torch.arange(0, 16, 4)
+    left = torch.tensor([unit for unit in range(16) if unit % 4])
+    with torch.no_grad():
+        for piece in group.writers:
+            weight = getattr(model.get_submodule(piece.module), piece.tensor)
+            if piece.tensor == "weight" and weight.dim() == 1:
+                weight.fill_(0.7)
+            else:
+                weight.index_fill_(piece.dim, units, 0.0)
+                rest = weight.index_select(piece.dim, left)
+                weight.index_copy_(piece.dim, left, rest - rest.mean(dim=piece.dim, keepdim=True))
+    others = dict(spread(structure, structure.blocks[1:2]).units)
+    plan = Plan(structure.blocks[1:2], {**others, "hidden": tuple(units.tolist())})
+    small = removed_pretrained(model, plan, structure)
+    without = removed_pretrained(model, Plan(plan.blocks, {**others, "hidden": ()}), structure)
+    torch.testing.assert_close(logits(small), logits(without), atol=1e-4, rtol=1e-4)
+    assert not says_all(small)
+    again = Architecture.between(model, small).applied(model)
+    again.load_state_dict(small.state_dict())
+    torch.testing.assert_close(logits(again), logits(small), atol=0, rtol=0)
+    (narrow,) = family_structure(small, ["hidden"]).groups
+    assert narrow.units == 12
+    assert any("hidden width" in note for note in structure.notes)
+    scratch = untrained(small, 1)
+    assert {name: each.shape for name, each in scratch.state_dict().items()} == {
+        name: each.shape for name, each in small.state_dict().items()
+    }
+
+
+def test_words_that_are_also_an_output_hold_the_hidden_width_of_an_encoder() -> None:
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=12
+    )
+    model = transformers.BertForMaskedLM(config)
+    with pytest.raises(UserError, match=r"is shared with .*decoder.*, which would stay whole"):
+        removed_pretrained(model, Plan(units={"hidden": (0,)}), family_structure(model, ["hidden"]))
+
+
 LOAD = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -310,7 +356,6 @@ def test_what_cannot_be_said_in_a_configuration_is_refused() -> None:
 @pytest.mark.parametrize(
     ("make", "axes", "message"),
     [
-        (lambda: encoder("bert"), ["hidden"], r"hidden width of Bert\w+ cannot go alone"),
         (lambda: decoder("llama"), ["heads", "kv_groups"], "expected heads or kv_groups, got both"),
         (lambda: decoder("llama"), ["channels"], "channels has no meaning for LlamaForCausalLM"),
         (lambda: nn.Linear(2, 2), ["layers"], "no family of transformers that is known here: None"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potstill.errors import UserError
 from potstill.models.architecture import take_hooks
@@ -18,19 +18,22 @@ from potstill.prune.removal import removed
 
 __all__ = ["removed_pretrained"]
 
+T = TypeVar("T")
+
 
 def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn.Module:
     """A new model of the same class without the layers and units of ``plan``.
 
     Layers are numbered anew, tied embeddings stay tied, and the configuration says what is left, so the
-    model is saved by ``save_pretrained`` and loaded without Potstill; only where heads went from an encoder,
-    whose configuration cannot say so, Potstill alone builds it again. Where the hidden width shrinks, the
-    root-mean-square norms are scaled by the root of the ratio: width that held zeros may go unnoticed.
+    model is saved by ``save_pretrained`` and loaded without Potstill; only where heads or hidden width went
+    from an encoder, whose configuration cannot say so, Potstill alone builds it again. Where the hidden width
+    shrinks, the norms over it are scaled by the root of the ratio: width that held zeros may go unnoticed (of
+    layer norms, where what is left has mean 0).
 
     Args:
         model: The model; it is not changed.
         plan: What goes; from every layer that stays equally many units of each kind.
-        structure: From :func:`~potstill.prune.families.family_structure` of the model.
+        structure: From :func:`~potstill.prune.family_parts.family_structure` of the model.
 
     Raises:
         UserError: If widths would differ between layers, no layer would be left, or the configuration
@@ -48,12 +51,16 @@ def removed_pretrained(model: nn.Module, plan: Plan, structure: Structure) -> nn
     if not kept:
         raise UserError("prune", "all layers would be removed")
     small = _built(model, family, counts, kept)
-    if not family.sized and "kv_groups" in counts:
-        _narrowed(small, cut, family, kept)
+    if not family.sized and {"kv_groups", "hidden"} & counts.keys():
+        _narrowed(small, cut, path, kept)
     take_hooks(small, cut)
     small.load_state_dict(_renumbered(cut.state_dict(), path, kept))
     if "hidden" in counts:
-        _rescale(small, 1 + counts["hidden"] / small.config.hidden_size)
+        hidden = structure.group("hidden")
+        gone = tuple(f"{block}." for block in plan.blocks)
+        writers = {piece.path: piece for piece in hidden.writers if not piece.module.startswith(gone)}
+        ratio = hidden.units / (hidden.units - counts["hidden"])
+        _rescale(small, _renumbered(writers, path, kept), ratio)
     done: nn.Module = small.train(model.training)
     return done
 
@@ -105,44 +112,48 @@ def _built(model: Any, family: Family, counts: Mapping[str, int], kept: list[int
     return small.to(device=model.device, dtype=model.dtype)
 
 
-def _narrowed(small: nn.Module, cut: nn.Module, family: Family, kept: list[int]) -> None:
-    """Attention of fewer heads, where the configuration cannot say so: modules as they were cut."""
-    path = layers_path(small, family)
-    for new, old in enumerate(kept):
-        for name in family.attention:
-            part = copy.deepcopy(cut.get_submodule(f"{path}.{old}.{name}"))
-            small.set_submodule(f"{path}.{new}.{name}", part)
+def _narrowed(small: nn.Module, cut: nn.Module, path: str, kept: list[int]) -> None:
+    """Modules of fewer heads or channels as they were cut, where the configuration cannot say so."""
+    parts = {name: part for name, part in cut.named_modules() if [*part.parameters(recurse=False)]}
+    for name, part in _renumbered(parts, path, kept).items():
+        sizes = [
+            [tensor.shape for tensor in each.parameters(recurse=False)]
+            for each in (part, small.get_submodule(name))
+        ]
+        if sizes[0] != sizes[1]:
+            small.set_submodule(name, copy.deepcopy(part))
 
 
-def _renumbered(state: Mapping[str, Tensor], path: str, kept: list[int]) -> dict[str, Tensor]:
-    """Weights under the numbers that the layers now have."""
+def _renumbered(named: Mapping[str, T], path: str, kept: list[int]) -> dict[str, T]:
+    """What has names, such as weights, under the numbers that the layers now have."""
     numbers = {str(old): str(new) for new, old in enumerate(kept)}
     found = {}
-    for name, tensor in state.items():
+    for name, each in named.items():
         if name.startswith(f"{path}."):
             number, _, rest = name.removeprefix(f"{path}.").partition(".")
             name = f"{path}.{numbers[number]}.{rest}"
-        found[name] = tensor
+        found[name] = each
     return found
 
 
-def _rescale(model: Any, ratio: float) -> None:
+def _rescale(model: Any, writers: Iterable[str], ratio: float) -> None:
     """Make up for a hidden width that is smaller by ``ratio``, where computing looks at the width.
 
-    Root-mean-square norms see fewer numbers: their outputs are brought back. Gemma's norms scale by one more
-    than their weight; its embeddings are multiplied by the root of the width, and are often the output layer
-    too, whose input the last norm scales.
+    Norms see fewer numbers: their outputs are brought back, but for the bias of layer norms. Gemma's norms
+    scale by one more than their weight; its embeddings are multiplied by the root of the width, and are often
+    the output layer too, whose input the last norm scales.
     """
-    width, factor = model.config.hidden_size, math.sqrt(ratio)
+    factor = math.sqrt(ratio)
     gemma = model.config.model_type == "gemma"
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
-    for name, parameter in model.named_parameters():
-        path = name.rpartition(".")[0].rpartition(".")[2]
-        if "norm" in path and tuple(parameter.shape) == (width,):
-            if not gemma:
-                parameter.data.mul_(factor)
-            elif path != "norm" or not tied:
-                parameter.data.add_(1.0).mul_(factor).sub_(1.0)
+    for name in writers:
+        parameter, module = model.get_parameter(name), name.rpartition(".")[0].rpartition(".")[2]
+        if not name.endswith(".weight") or parameter.dim() > 1:
+            continue
+        if not gemma:
+            parameter.data.mul_(factor)
+        elif module != "norm" or not tied:
+            parameter.data.add_(1.0).mul_(factor).sub_(1.0)
     if gemma:
         model.get_input_embeddings().weight.data.mul_(factor)

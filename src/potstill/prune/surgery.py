@@ -17,7 +17,8 @@ from torch import nn
 from potstill.batch import Inputs
 from potstill.errors import UserError
 from potstill.models.architecture import take_hooks
-from potstill.prune.families import family_structure, is_known
+from potstill.prune.families import is_known
+from potstill.prune.family_parts import family_structure
 from potstill.prune.groups import Axis, Plan, Structure
 from potstill.prune.pretrained import removed_pretrained
 from potstill.prune.removal import removed, structure_after
@@ -108,10 +109,12 @@ def check_renewable(model: nn.Module) -> None:
 
 
 def _resized(fresh: nn.Module, model: nn.Module) -> nn.Module:
-    """``fresh`` with projections of the sizes that they have in ``model``, where no configuration says so."""
+    """``fresh`` with modules of the sizes that they have in ``model``, where no configuration says so."""
     for path, module in list(fresh.named_modules()):
-        if isinstance(module, nn.Linear):
-            out_features, in_features = model.get_submodule(path).weight.shape  # type: ignore[misc]
-            if tuple(module.weight.shape) != (out_features, in_features):
-                fresh.set_submodule(path, nn.Linear(in_features, out_features, module.bias is not None))
+        wanted: Any = model.get_submodule(path)
+        sizes = [[tensor.shape for tensor in each.parameters(recurse=False)] for each in (module, wanted)]
+        if sizes[0] != sizes[1]:
+            part = copy.deepcopy(wanted).to("cpu")
+            part.reset_parameters()
+            fresh.set_submodule(path, part)
     return fresh.train(model.training)
