@@ -203,6 +203,10 @@ def test_the_flag_asks_for_shifted_images(tiny: Any, tmp_path: Path, scheme: str
     refused = CliRunner().invoke(app, [*words, "--dry"])
     assert refused.exit_code == 2
     assert "scheme.shift: unknown key; it belongs to kind: deep_supervision" in refused.output
+    for heads, blocks in (("separable", "[3, 1]"), ("residual", "[]")):
+        scheme = f"scheme={{kind: deep_supervision, heads: {heads}, head_blocks: {blocks}}}"
+        with pytest.raises(UserError, match=r"scheme.head_blocks: expected numbers of residual blocks"):
+            load(path, [scheme])
     assert load(path, ["scheme=deep_supervision", "scheme.shift=true"]).scheme == DeepSupervisionConfig(
         shift=True
     )

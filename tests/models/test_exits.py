@@ -106,6 +106,19 @@ def test_residual_heads_end_at_the_deepest_shape_with_no_block_too_many() -> Non
     assert torch.equal(network.exits[2].head(maps.mean(dim=(2, 3))), network(IMAGES).taps["exit:layer3.3"])
 
 
+def test_residual_heads_may_have_more_blocks_where_maps_are_large() -> None:
+    model = resnet56()
+    paths = ["layer1.1", "layer2.4", "layer3.3"]
+    network = WithExits(model, paths, IMAGES, heads="residual", blocks=[3, 1])
+    found = [[block.stride for block in one.bottleneck.children()] for one in network.exits]  # type: ignore[union-attr]
+    assert found == [[2, 1, 1, 2], [2], []]
+    first = WithExits(model, paths[:1], IMAGES, heads="residual", blocks=[3, 1])
+    assert parameters(first) - parameters(model) <= 0.15 * parameters(model)
+    assert (
+        first(IMAGES).taps["feature:layer1.1"].shape == first(IMAGES).taps[f"feature:{first.deepest}"].shape
+    )
+
+
 def test_every_exit_learns_and_the_classifier_gets_their_gradient() -> None:
     network = WithExits(resnet8(), "auto", IMAGES)
     signals = network(IMAGES)

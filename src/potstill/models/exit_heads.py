@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class Exit(nn.Module):
         deepest: Shape of the deepest features, batch first.
         num_classes: Number of classes.
         heads: Convolutions for maps, ``separable`` or ``residual``.
+        blocks: Residual blocks at each size that the map is halved to, the deepest last; where it is halved
+            less often, the last of them, and where more often, the first again.
         where: Dotted key for messages.
 
     Raises:
@@ -52,6 +55,7 @@ class Exit(nn.Module):
         num_classes: int,
         *,
         heads: Heads = "separable",
+        blocks: Sequence[int] = (1,),
         where: str = "",
     ) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class Exit(nn.Module):
         self.size: tuple[int, int] | None = None
         channels, deepest_channels = _channels(shape), _channels(deepest)
         if self.maps:
-            self.bottleneck: nn.Module = self._convolutions(shape, deepest, heads, where)
+            self.bottleneck: nn.Module = self._convolutions(shape, deepest, heads, blocks, where)
         elif "other" in kinds or kinds[1] == "maps":
             raise UserError(
                 where,
@@ -74,7 +78,7 @@ class Exit(nn.Module):
         self.head = nn.Linear(deepest_channels, num_classes)
 
     def _convolutions(
-        self, shape: Sequence[int], deepest: Sequence[int], heads: Heads, where: str
+        self, shape: Sequence[int], deepest: Sequence[int], heads: Heads, blocks: Sequence[int], where: str
     ) -> nn.Sequential:
         channels, size, goal = shape[1], tuple(shape[2:]), tuple(deepest[2:])
         if any(ours < theirs for ours, theirs in zip(size, goal, strict=True)):
@@ -82,19 +86,24 @@ class Exit(nn.Module):
                 where,
                 f"its maps {tuple(shape)} are smaller than the deepest {tuple(deepest)}; choose another",
             )
-        blocks: list[nn.Module] = []
+        widths = [channels]
         while all(-(-ours // 2) >= theirs for ours, theirs in zip(size, goal, strict=True)) and size != goal:
-            width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
-            make = _separable if heads == "separable" else Block
-            blocks.append(make(channels, width, stride=2))
-            channels, size = width, tuple(-(-side // 2) for side in size)
-        width = min(2 * channels, deepest[1], max(NARROW, deepest[1] // 8))
+            widths.append(min(2 * widths[-1], deepest[1], max(NARROW, deepest[1] // 8)))
+            size = tuple(-(-side // 2) for side in size)
+        made: list[nn.Module] = []
         if heads == "separable":
-            blocks += [_separable(channels, width, stride=1), _separable(width, deepest[1], stride=1)]
-        elif channels != deepest[1]:
-            blocks.append(Block(channels, deepest[1], stride=1))
+            made += [_separable(before, width, stride=2) for before, width in pairwise(widths)]
+            width = min(2 * widths[-1], deepest[1], max(NARROW, deepest[1] // 8))
+            made += [_separable(widths[-1], width, stride=1), _separable(width, deepest[1], stride=1)]
+        else:
+            counts = _last(blocks, len(widths) - 1)
+            for (before, width), count in zip(pairwise(widths), counts, strict=True):
+                made.append(Block(before, width, stride=2))
+                made += [Block(width, width, stride=1) for _ in range(count - 1)]
+            if widths[-1] != deepest[1]:
+                made.append(Block(widths[-1], deepest[1], stride=1))
         self.size = None if size == goal else (goal[0], goal[1])
-        return nn.Sequential(*blocks)
+        return nn.Sequential(*made)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Answer from a layer.
@@ -110,6 +119,16 @@ class Exit(nn.Module):
         if self.size is not None:
             feature = adaptive_avg_pool2d(feature, self.size)
         return self.head(pooled(feature)), feature
+
+
+def _last(counts: Sequence[int], number: int) -> list[int]:
+    """The last ``number`` of ``counts``, the first of them again where there are too few.
+
+    >>> _last([3, 1], 1), _last([3, 1], 3)
+    ([1], [3, 3, 1])
+    """
+    more = max(0, number - len(counts))
+    return [*[counts[0]] * more, *counts[len(counts) - number + more :]]
 
 
 def _channels(shape: Sequence[int]) -> int:

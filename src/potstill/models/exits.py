@@ -36,6 +36,8 @@ class WithExits(nn.Module):
         example: A small batch of inputs, ``(N, ...)``.
         heads: Convolutions of exits on maps: ``separable``, or ``residual``, which has several times the
             parameters and learns more.
+        blocks: Residual blocks at each size that a head passes through, the deepest last; see
+            :class:`~potstill.models.exit_heads.Exit`.
         where: Dotted key for messages.
 
     Attributes:
@@ -60,6 +62,7 @@ class WithExits(nn.Module):
         example: Tensor,
         *,
         heads: Heads = "separable",
+        blocks: Sequence[int] = (1,),
         where: str = "exits",
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class WithExits(nn.Module):
         classes = _check_places(self.tapped, example, where)
         deepest = next(layer.shape for layer in layers if layer.path == self.deepest)
         self.exits = nn.ModuleList(
-            Exit(shape, deepest, classes, heads=heads, where=f"{where}: layer '{path}'")
+            Exit(shape, deepest, classes, heads=heads, blocks=blocks, where=f"{where}: layer '{path}'")
             for path, shape in shapes.items()
         ).to(example.device)
 

@@ -33,6 +33,8 @@ class DeepSupervisionConfig:
     """Layers with an exit; ``auto`` for the ends of all stages but the last."""
     heads: Heads = "separable"
     """Convolutions of exits on maps; ``residual`` blocks have several times the parameters and learn more."""
+    head_blocks: tuple[Annotated[int, Range(least=1)], ...] = (1,)
+    """Residual blocks at each size that a head passes through, the deepest last."""
     taught_by: Literal["deepest", "ensemble"] = "deepest"
     """``ensemble``: by the mean of all exits."""
     train_backbone: bool = True
@@ -61,6 +63,12 @@ class DeepSupervisionConfig:
         return {"student": None}
 
     def __post_init__(self) -> None:
+        if not self.head_blocks or (self.heads == "separable" and self.head_blocks != (1,)):
+            raise UserError(
+                "scheme.head_blocks",
+                f"expected numbers of residual blocks beside heads: residual, got {list(self.head_blocks)} "
+                f"beside {self.heads}",
+            )
         if self.max_loss is not None and self.max_latency_ms is not None:
             raise UserError("scheme", "expected one wish, either max_loss or max_latency_ms, got both")
 
@@ -77,7 +85,8 @@ class DeepSupervisionConfig:
         """
         exits = self.exits if isinstance(self.exits, str) else list(self.exits)
         example = given.tensor("student")
-        made = WithExits(network, exits, example, heads=self.heads, where="scheme.exits")
+        shape: dict[str, Any] = {"heads": self.heads, "blocks": self.head_blocks}
+        made = WithExits(network, exits, example, **shape, where="scheme.exits")
         if self.policy == "patience" and len(made.paths) == 1:
             raise UserError(
                 "scheme.policy", f"patience counts exits that agree, and there is one: '{made.paths[0]}'"
