@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from potstill.batch import Batch
 from potstill.errors import UserError
-from potstill.train import TrainConfig
+from potstill.train import TrainConfig, loop
 from potstill.train.optimise import clip_gradients, learning_rate
+from potstill.train.state import Checkpoints
 
 
 def _load_parts() -> Any:
@@ -216,3 +218,36 @@ def test_other_errors_of_a_step_stay_as_they_are(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="something else"):
         parts.train_small(tmp_path, config(steps=1), prepare=prepare)
+
+
+@pytest.mark.parametrize(("took", "steps"), [(0, [3, 6]), (1, [3, 6]), (2, [3])])
+def test_what_is_slow_to_save_is_saved_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: int, steps: list[int]
+) -> None:
+    """By a clock that a step moves by 1, and a save by ``took``: due after 2, or 2.5 times that."""
+    now = [0.0]
+
+    class Watch:
+        def __init__(self) -> None:
+            self.begun = now[0]
+
+        @property
+        def seconds(self) -> float:
+            return now[0] - self.begun
+
+    def prepare(*rows: Any) -> Batch:
+        now[0] += 1
+        return parts.in_float64(*rows)
+
+    saved: list[int] = []
+
+    def save(self: Checkpoints, step: int, payload: dict[str, Any]) -> None:
+        now[0] += took
+        saved.append(step)
+
+    monkeypatch.setattr(loop, "Stopwatch", Watch)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 2.0)
+    monkeypatch.setattr(loop, "SAVING_SHARE", 0.4)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    parts.train_small(tmp_path, config(steps=9, batch_size=2), prepare=prepare)
+    assert saved[:-1] == steps  # the last is the end's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import random
 import signal
 import sys
@@ -85,7 +86,7 @@ def _one_of_two(rank: int, store: str, folder: str) -> None:
     found["cut"] = outcome(*parts.train_small(place / "cut", steps, dropout=0.5, prepare=cut))
     found["resumed"] = outcome(*parts.train_small(place / "cut", steps, dropout=0.5, resume=True))
     # Only rank 1's clock says that a checkpoint is due.
-    loop.CHECKPOINT_SECONDS = -1.0 if rank == 1 else 1e9
+    loop.CHECKPOINT_SECONDS, loop.SAVING_SHARE = -1.0 if rank == 1 else 1e9, math.inf
     parts.train_small(place / "clock", config(steps=4))
     loop.CHECKPOINT_SECONDS = 1e9
     # Only rank 1 sees what is not a number.

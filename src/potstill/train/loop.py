@@ -34,6 +34,8 @@ from potstill.train.wishes import Wishes, agreed
 __all__ = ["Training", "total_steps", "train"]
 
 CHECKPOINT_SECONDS = 60.0
+SAVING_SHARE = 0.03
+"""Large networks are saved more rarely than once a minute: saving takes at most this share of the time."""
 
 
 def train(
@@ -148,7 +150,7 @@ class Training:
             observer=observer,
             last_good=self._last_good,
         )
-        self._since_saved = Stopwatch()
+        self._since_saved, self._until_due = Stopwatch(), CHECKPOINT_SECONDS
 
     # The course -----------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Training:
             if self.course.place(self.step).step == 0:
                 self._begin_stage()
             batch = next(batches)
-            late = self._since_saved.seconds > CHECKPOINT_SECONDS
+            late = self._since_saved.seconds > self._until_due
             wishes = self.stepper.take(self.step, batch, Wishes(stop=interrupt.asked, save=late))
             self.step += 1
             self.seconds += watch.seconds
@@ -227,10 +229,12 @@ class Training:
         name = self.learners.first_not_finite()
         if name is not None:
             raise UserError("train", f"{name} is not finite after step {self.step}; {self._last_good()}")
+        watch = Stopwatch()
         payload = self._payload()
         if distributed.is_main():
             self.checkpoints.save(self.step, payload)
         distributed.barrier()
+        self._until_due = max(CHECKPOINT_SECONDS, watch.seconds / SAVING_SHARE)
         self._since_saved = Stopwatch()
 
     def _payload(self) -> dict[str, Any]:
