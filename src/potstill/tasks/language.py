@@ -20,24 +20,29 @@ from potstill.data.tokens import IGNORED, TokenSet
 from potstill.errors import UserError
 from potstill.matching.taps import first_tensor
 from potstill.measure import OneInput
-from potstill.metrics.perplexity import document_scores, document_sums, means_by, perplexity, token_closeness
+from potstill.metrics.perplexity import document_scores, perplexity, token_closeness
 from potstill.models.architecture import says_all
 from potstill.models.causal import save_huggingface
 from potstill.models.lora import merged, save_adapters
 from potstill.models.projection import COUNTED
 from potstill.models.weights import save_weights
-from potstill.report.content import TokenBin
 from potstill.tasks.contract import Answers
+from potstill.tasks.token_answers import (
+    CHOICE,
+    KL,
+    LOSS,
+    OVERLAP,
+    by_document,
+    divergences,
+    joined,
+    mean_loss,
+)
 
 __all__ = ["LanguageModeling"]
 
-LOSS, KL, OVERLAP, CHOICE = range(4)
-"""What is kept of an answer to each token: loss, divergence from and overlap with the teacher, best token."""
 MEASURED_TOKENS = 32
 EVALUATED_TOKENS = 2048
 """Tokens of one pass in evaluation: their logits over a whole vocabulary must fit into memory."""
-POSITIONS = (0, 1, 4, 16, 64, 256, 1024, 4096)
-FREQUENCIES = (0, 1, 10, 100, 1000, 10000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,21 +189,21 @@ class LanguageModeling:
     def score(self, answers: Tensor, loader: Loader) -> dict[str, float]:
         """Perplexity, and the mean loss of a token in nats."""
         assert isinstance(loader.dataset, TokenSet)
-        loss = _mean(answers.numpy()[..., LOSS], loader.dataset)
+        loss = mean_loss(answers.numpy()[..., LOSS], loader.dataset)
         return {"perplexity": float(np.exp(loss)), "loss": loss}
 
     def value(self, answers: Answers, part: TokenSet) -> float:
         """Perplexity of answers ``(R, L, 4)``."""
-        return float(np.exp(_mean(answers[..., LOSS], part)))
+        return float(np.exp(mean_loss(answers[..., LOSS], part)))
 
     def per_sample(self, answers: Answers, part: TokenSet) -> NDArray[np.float64]:
         """A score a document, ``(..., D)``, in nats a token: see ``perplexity.document_scores``."""
-        losses, counts = _by_document(answers, part)
+        losses, counts = by_document(answers, part)
         return document_scores(losses, counts)
 
     def interval(self, answers: Answers, part: TokenSet) -> tuple[float, float]:
         """Of the perplexity, over seeds and documents."""
-        losses, counts = _by_document(answers, part)
+        losses, counts = by_document(answers, part)
         return perplexity(losses, counts).interval
 
     def figures(
@@ -218,11 +223,7 @@ class LanguageModeling:
 
     def joined(self, answers: Sequence[Answers]) -> Answers:
         """Answers of the mean of the networks' probabilities; its best token is the first network's."""
-        all_of = np.stack(answers)
-        joined: Answers = all_of.mean(axis=0)
-        joined[..., LOSS] = -np.log(np.exp(-all_of[..., LOSS]).mean(axis=0))
-        joined[..., CHOICE] = all_of[0][..., CHOICE]
-        return joined
+        return joined(answers)
 
     def agreement(self, one: Answers, other: Answers) -> float:
         """How often both give the same token."""
@@ -292,34 +293,7 @@ class LanguageModeling:
         del temperature
         if "teacher" not in answers or self.teacher is None:
             return {}
-        where = part.packed.counted
-        seen = np.append(
-            self.frequencies, np.zeros(max(self.vocabulary - len(self.frequencies), 0), np.int64)
-        )
-        keys: dict[str, tuple[NDArray[Any], Sequence[int]]] = {
-            "position": (part.packed.positions[where], POSITIONS),
-            "frequency": (seen[part.targets[where]], FREQUENCIES),
-        }
-        same = answers["teacher"][0, ..., CHOICE]
-        return {
-            "divergences": {
-                name: {
-                    arm: _bins(values, same, where, places, edges)
-                    for arm, values in answers.items()
-                    if arm != "teacher"
-                }
-                for name, (places, edges) in keys.items()
-            }
-        }
-
-
-def _bins(
-    values: Answers, same: Answers, where: NDArray[Any], places: NDArray[Any], edges: Sequence[int]
-) -> tuple[TokenBin, ...]:
-    """Divergence and agreement of answers ``(S, R, L, 4)`` by a key of their tokens."""
-    far = means_by(values[..., KL].mean(axis=0)[where], places, edges)
-    alike = means_by((values[..., CHOICE] == same).mean(axis=0)[where], places, edges)
-    return tuple(TokenBin(**row, agreement=other["mean"]) for row, other in zip(far, alike, strict=True))
+        return {"divergences": divergences(answers, part, self.frequencies, self.vocabulary)}
 
 
 def _logits(model: nn.Module, batch: Batch, role: str) -> Tensor:
@@ -328,15 +302,3 @@ def _logits(model: nn.Module, batch: Batch, role: str) -> Tensor:
     logits = answer.output if isinstance(answer, Signals) else first_tensor(answer)
     assert logits is not None, "a language model gives logits"
     return logits[batch.where].float()
-
-
-def _mean(losses: NDArray[Any], part: TokenSet) -> float:
-    return float(losses[part.packed.counted].astype(np.float64).mean())
-
-
-def _by_document(answers: Answers, part: TokenSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Losses ``(..., D)`` and counts ``(D,)`` of the documents."""
-    flat = answers[..., LOSS].reshape(-1, *part.packed.counted.shape)
-    found = [document_sums(each, part.packed.counted, part.packed.documents) for each in flat]
-    sums = np.stack([each[0] for each in found])
-    return sums.reshape(*answers.shape[:-3], -1), found[0][1]

@@ -101,7 +101,7 @@ class TrainConfig:
     patience: Annotated[int, COUNT] | None = None
     """Stop after this many epochs without a better validation metric."""
     checkpoint_every: Annotated[int, COUNT] | None = None
-    """Steps between checkpoints; by default each epoch, and at least each minute."""
+    """Steps between checkpoints; by default each epoch, and each minute where that takes no 3 %."""
     gradient_norms: Annotated[int, Range(least=0)] | None = None
     """Steps between measurements of each part's gradient; 0 for none, by default as many as cost 2 %."""
     tensorboard: bool = False
