@@ -12,6 +12,7 @@ from torch import nn
 
 from potstill.errors import UserError
 from potstill.randomness import random_state, restore_random_state
+from potstill.train import precision
 from potstill.train.observe import Bar, Lines, Many, MetricsFile, TensorBoard, make_observer
 from potstill.train.precision import choose
 
@@ -97,19 +98,28 @@ def test_only_the_main_rank_watches(tmp_path: Path) -> None:
     assert any(isinstance(one, MetricsFile) for one in loud.observers)
 
 
-@pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "float32")])
+@pytest.mark.parametrize(
+    ("able", "speed", "expected"),
+    [(True, 1.9, "bf16"), (True, 0.53, "float32"), (False, 1.9, "float32")],
+    ids=["bf16 is quicker", "there, but slower", "no instructions"],
+)
 def test_auto_precision_asks_the_processor(
-    monkeypatch: pytest.MonkeyPatch, able: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, able: bool, speed: float, expected: str
 ) -> None:
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: able, raising=False)
+    monkeypatch.setattr(precision, "_speed_of_bf16", lambda: speed)
     chosen = choose("auto", torch.device("cpu"), nn.Conv2d(1, 1, 1))
     assert chosen.name == expected
     assert chosen.channels_last
     with chosen.autocast(torch.device("cpu")):
-        assert torch.is_autocast_enabled("cpu") is able
+        assert torch.is_autocast_enabled("cpu") is (expected == "bf16")
     assert not choose("auto", torch.device("cpu"), nn.Linear(1, 1)).channels_last
     assert choose("float32", torch.device("cpu"), nn.Linear(1, 1)).name == "float32"
+
+
+def test_the_speed_of_bf16_is_measured() -> None:
+    assert 0 < precision._speed_of_bf16() < 100
 
 
 def test_random_states_come_back() -> None:
