@@ -6,7 +6,8 @@
 Thresholds are chosen anew for each stated loss on the run's calibration samples and reported on its others,
 as the run itself does. Torch and onnxruntime, batch 1 and 64, each side in turns over the same images, which
 leave in the shares of all. The smaller ResNets of ``DIR/weights`` were trained alike, without distillation;
-their accuracy is that on the same samples.
+their accuracy is that on the same samples; so is that of the student of ``--distilled``. "Both halves" are
+all test samples: thresholds chosen on each half are applied to the other.
 """
 
 from __future__ import annotations
@@ -87,14 +88,15 @@ def prepared(loaded: LoadedRun, images: Tensor) -> Tensor:
     return loaded.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
 
 
-def smaller(folder: Path) -> dict[str, nn.Module]:
+def smaller(folder: Path, distilled: Path | None) -> dict[str, nn.Module]:
     """The trained smaller networks."""
     found = {}
     for name in SMALLER:
         found[name] = getattr(cifar, name)()
         load_weights(found[name], folder / "weights" / f"cifar10_{name}.safetensors", name)
-        found[name].eval().to(memory_format=torch.channels_last)
-    return found
+    if distilled:
+        found["distilled"] = load_student(distilled, folder).student
+    return {name: each.eval().to(memory_format=torch.channels_last) for name, each in found.items()}
 
 
 def ratio(
@@ -179,6 +181,28 @@ def show(choice: Choice, report: Logits, labels: np.ndarray[Any, Any]) -> np.nda
     return taken
 
 
+def crossed(halves: Sequence[Logits], labels: Sequence[Any], wish: float, **how: Any) -> str:
+    """What is lost on all samples where each half chooses the thresholds for the other."""
+    lost, early = [], []
+    for here, there in ((0, 1), (1, 0)):
+        policy = choose(halves[here], labels[here], max_loss=wish, **how).policy
+        taken = leave(policy, halves[there])
+        right = np.stack([each.argmax(axis=1) == labels[there] for each in halves[there]])
+        lost.append(right[-1].astype(float) - right[taken, np.arange(len(taken))])
+        early.append(taken < len(right) - 1)
+    return (
+        f"both halves: lost {spread(np.concatenate(lost))}, {100 * np.concatenate(early).mean():.0f} % early"
+    )
+
+
+def spread(lost: np.ndarray[Any, Any]) -> str:
+    """Mean and 95 % interval in points."""
+    reach = 1.96 * lost.std() / len(lost) ** 0.5
+    return (
+        f"{100 * lost.mean():+.2f} [{100 * (lost.mean() - reach):+.2f}, {100 * (lost.mean() + reach):+.2f}]"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,6 +214,7 @@ def main() -> None:
     parser.add_argument("--kinds", default="probability", help="probability,margin,entropy,patience")
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 times nothing")
     parser.add_argument("--smaller", action="store_true", help="time the smaller networks too")
+    parser.add_argument("--distilled", type=Path, help="finished run whose student is another one of these")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -207,17 +232,18 @@ def main() -> None:
 
 def compared(network: WithExits, loaded: LoadedRun, parts: Parts, options: argparse.Namespace) -> None:
     """Print the curve's points and the smaller networks."""
-    others = smaller(options.data)
-    if options.answers and options.answers.is_file():
-        kept = dict(np.load(options.answers))
-    else:
-        halves = {"calibration": parts.calibration, "reporting": parts.reporting}
-        kept = {name: np.stack(answers(network, loaded, part)) for name, part in halves.items()}
-        kept |= {name: answers(model, loaded, parts.reporting)[0] for name, model in others.items()}
-        if options.answers:
-            np.savez(options.answers, **kept)
-    truth = parts.calibration.labels.numpy(), parts.reporting.labels.numpy()
-    calibration, report = list(kept["calibration"]), list(kept["reporting"])
+    others = smaller(options.data, options.distilled)
+    kept = dict(np.load(options.answers)) if options.answers and options.answers.is_file() else {}
+    halves = {"calibration": parts.calibration, "reporting": parts.reporting}
+    for half, part in halves.items():
+        for name, model in {"exits": network, **others}.items():
+            if f"{name}, {half}" not in kept:
+                kept[f"{name}, {half}"] = np.stack(answers(model, loaded, part))
+    if options.answers:
+        np.savez(options.answers, **kept)
+    labels = [part.labels.numpy() for part in halves.values()]
+    logits = [list(kept[f"exits, {half}"]) for half in halves]
+    (calibration, report), truth = logits, labels
     for name, each in zip([*network.paths, "whole"], report, strict=True):
         print(f"  {name:10} {100 * (each.argmax(axis=1) == truth[1]).mean():.2f} %")
     costs = [row["macs"] for row in read_json(options.run / "result.json")["early_exit"]["exits"]]
@@ -227,11 +253,18 @@ def compared(network: WithExits, loaded: LoadedRun, parts: Parts, options: argpa
             for wish in map(float, options.losses.split(",")):
                 choice = choose(calibration, truth[0], kind=kind, max_loss=wish, costs=costs)
                 taken = show(choice, report, truth[1])
+                print(f"  {crossed(logits, labels, wish, kind=kind, costs=costs)}")
                 if clock:
                     images = parts.reporting.images(typical(taken, 256).tolist())
                     print(f"  whole / early: {clock.early(choice.policy, images)}", flush=True)
         for name, model in others.items():
-            print(f"{name}: {100 * (kept[name].argmax(axis=1) == truth[1]).mean():.2f} %")
+            answered = [
+                kept[f"{name}, {half}"][0].argmax(axis=1) == right
+                for half, right in zip(halves, labels, strict=True)
+            ]
+            whole = [each[-1].argmax(axis=1) == right for each, right in zip(logits, labels, strict=True)]
+            less = np.concatenate(whole).astype(float) - np.concatenate(answered)
+            print(f"{name}: {100 * answered[1].mean():.2f} %; both halves: lost {spread(less)}")
             if clock and options.smaller:
                 images = parts.reporting.images(list(range(256)))
                 print(f"  whole / {name}: {clock.other(model, images)}", flush=True)

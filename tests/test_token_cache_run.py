@@ -76,13 +76,13 @@ def test_a_full_cache_gives_the_same_student_without_its_teacher(
     assert header["identity"]["temperature"] == "1"
     assert header["fidelity"]["unbiased"] == (words == "drawn")
     assert header["fields"][0]["code"].startswith(words)
-    made = language._network
+    made = language.network_of
 
     def only_students(config: Any, tokenizer: Any, search: Any, where: str) -> Any:
         assert where != "teacher", "it is not loaded"
         return made(config, tokenizer, search, where)
 
-    monkeypatch.setattr(language, "_network", only_students)
+    monkeypatch.setattr(language, "network_of", only_students)
     again, _, full = go(recipe, "full", kept)
     ours, theirs = (load_file(folder / "student.safetensors") for folder in (filling, full))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

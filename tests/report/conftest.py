@@ -13,8 +13,9 @@ import pytest
 
 from potstill.metrics import quality
 from potstill.metrics.verdict import compare, mean_interval
-from potstill.report.content import History, PairRow, ReportContent, TermRow, picture
+from potstill.report.content import History, PairRow, ReportContent, TermRow
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
+from potstill.report.samples import picture
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ALIKE = {0: 8, 1: 9, 2: 0, 3: 5, 4: 7, 5: 3, 6: 2, 7: 4, 8: 0, 9: 1}

@@ -11,8 +11,8 @@ from PIL import Image
 
 from potstill.metrics import quality
 from potstill.metrics.verdict import compare
-from potstill.report.content import picture
 from potstill.report.evidence import arm_detail, class_differences, telling_samples
+from potstill.report.samples import picture
 
 NAMES = ("cat", "dog", "frog")
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from potstill.assembly.language_networks import (
+    check_context,
+    made_anew,
+    maker_of,
+    network_of,
+    prepare,
+    vocabulary_of,
+)
 from potstill.assembly.materials import Material, known_of
 from potstill.assembly.token_cache import check_kept, shelf_of_tokens, words_of
 from potstill.config import LanguageRecipe, Recipe
 from potstill.data import Splits
 from potstill.data.documents import Document
 from potstill.data.prompts import as_if_answered
-from potstill.data.tokens import TextConfig, Texts, TokenSet, read_texts, token_splits
+from potstill.data.tokens import Texts, TokenSet, read_texts, token_splits
 from potstill.errors import UserError
 from potstill.experiment import Experiment
 from potstill.harness import check_networks, check_tasks
@@ -27,19 +33,10 @@ from potstill.matching.terms import Term, parse_terms
 from potstill.models.causal import (
     check_causal,
     check_same_tokens,
-    load_causal,
     load_tokenizer,
-    narrow_vocabulary,
     packable,
 )
 from potstill.models.characters import character_tokenizer
-from potstill.models.layer_choice import with_layers
-from potstill.models.load import ModelConfig, build
-from potstill.models.lora import with_lora
-from potstill.models.pretrained import show_attention
-from potstill.models.projection import answer_projected
-from potstill.models.weights import load_weights
-from potstill.specs import find
 from potstill.tasks import LanguageModeling
 
 __all__ = ["language"]
@@ -68,11 +65,11 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
     teacher, theirs = (
         (None, None)
         if recipe.teacher is None or recipe.teacher.endpoint is not None
-        else _network(recipe.teacher, named, search, "teacher")
+        else network_of(recipe.teacher, named, search, "teacher")
     )
     tokenizer = named or theirs
     torch.manual_seed(recipe.seed)
-    fresh, ours = _maker(recipe, teacher, tokenizer, search)
+    fresh, ours = maker_of(recipe, teacher, tokenizer, search)
     tokenizer = tokenizer or ours
     if tokenizer is None:
         raise UserError("data.tokenizer", "missing; neither teacher nor student brings a tokenizer")
@@ -82,8 +79,8 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
             check_same_tokens(tokenizer, own, samples, role)
     student = fresh()
     networks = [student] if teacher is None else [teacher, student]
-    _check_context(recipe.data, networks)
-    shared = min(_vocabulary(network, tokenizer) for network in networks)
+    check_context(recipe.data, networks)
+    shared = min(vocabulary_of(network, tokenizer) for network in networks)
     able = [packable(network, shared) for network in networks]
     splits = token_splits(texts, tokenizer, recipe.data, together=all(able))
     _check_known(splits, shared)
@@ -91,7 +88,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
         splits.notes.append("a network cannot have several documents in a row; each row has one")
     shelf = shelf_of_tokens(recipe, splits, tokenizer, search, teacher)
     seen = _looks_at_attention(recipe)
-    projected = [_prepared(network, shared, seen=seen) for network in networks]
+    projected = [prepare(network, shared, seen=seen) for network in networks]
     if seen:
         splits.notes.append(
             "attention is matched, so networks of transformers compute it eagerly "
@@ -105,7 +102,7 @@ def language(recipe: Recipe, search: Sequence[Path]) -> Material:
         task=task,
         teacher=teacher,
         student=student,
-        fresh=lambda: _made(fresh, shared, seen=seen),
+        fresh=lambda: made_anew(fresh, shared, seen=seen),
         shelf=shelf,
         finish=_with_teacher,
     )
@@ -123,15 +120,15 @@ def _without_teacher(
         return None  # the weights must be seen
     tokenizer = named or (load_tokenizer(name, search) if library == "transformers" else None)
     torch.manual_seed(recipe.seed)
-    fresh, ours = _maker(recipe, None, tokenizer, search)
+    fresh, ours = maker_of(recipe, None, tokenizer, search)
     tokenizer = tokenizer or ours
     if tokenizer is None:
         return None
     if ours is not None and ours is not tokenizer:
         check_same_tokens(tokenizer, ours, [], "student")
     student = fresh()
-    _check_context(recipe.data, [student])
-    size = _vocabulary(student, tokenizer)
+    check_context(recipe.data, [student])
+    size = vocabulary_of(student, tokenizer)
     splits = token_splits(texts, tokenizer, recipe.data, together=packable(student, size))
     _check_known(splits, size)
     shelf = shelf_of_tokens(recipe, splits, tokenizer, search, None)
@@ -142,24 +139,20 @@ def _without_teacher(
     if shared > size:
         raise UserError("teacher.cache.path", f"holds words of {shared:,}, and the student has {size:,}")
     seen = _looks_at_attention(recipe)
-    projected = _prepared(student, shared, seen=seen)
+    projected = prepare(student, shared, seen=seen)
 
     return Material(
         splits=splits,
         task=_task(recipe, splits, tokenizer, shared, projected=projected),
-        teacher=lambda: _made(lambda: _network(config, tokenizer, search, "teacher")[0], shared, seen=seen),
+        teacher=lambda: made_anew(
+            lambda: network_of(config, tokenizer, search, "teacher")[0], shared, seen=seen
+        ),
         student=student,
-        fresh=lambda: _made(fresh, shared, seen=seen),
+        fresh=lambda: made_anew(fresh, shared, seen=seen),
         shelf=shelf,
         known=known,
         finish=_with_teacher,
     )
-
-
-def _made(fresh: Callable[[], nn.Module], shared: int, *, seen: bool) -> nn.Module:
-    network = fresh()
-    _prepared(network, shared, seen=seen)
-    return network
 
 
 def _looks_at_attention(recipe: Recipe) -> bool:
@@ -203,53 +196,6 @@ def _named_tokenizer(recipe: LanguageRecipe, texts: Texts, search: Sequence[Path
     return load_tokenizer(recipe.data.tokenizer, search)
 
 
-def _network(
-    config: ModelConfig, tokenizer: Any, search: Sequence[Path], where: str
-) -> tuple[nn.Module, Any]:
-    """A network and the tokenizer that came with it, if any."""
-    library, colon, name = config.model.partition(":")
-    if library == "transformers" and colon:
-        made = load_causal(name, search, where, config.arguments)
-    else:
-        size = 0 if tokenizer is None else len(tokenizer)
-        made = build(config, num_classes=size, search=search, where=where)
-    if config.weights is not None:
-        load_weights(made, find(config.weights, search, f"{where}.weights"), f"{where}.weights")
-    return made, made.__dict__.pop("tokenizer", None)
-
-
-def _maker(
-    recipe: LanguageRecipe, teacher: nn.Module | None, tokenizer: Any, search: Sequence[Path]
-) -> tuple[Callable[[], nn.Module], Any]:
-    """What makes students, and the tokenizer that came with one; trained weights are read once and copied."""
-    lora = recipe.student.lora
-
-    def learning(network: nn.Module) -> nn.Module:
-        return network if lora is None else with_lora(network, lora)
-
-    if recipe.student.model == "teacher":
-        if teacher is None:
-            raise UserError("student.model", "got teacher, and the recipe has none")
-        init = recipe.student.init
-        start = copy.deepcopy(teacher) if init is None else with_layers(teacher, init, "student.init")
-        return lambda: learning(copy.deepcopy(start)), None
-    first, own = _network(recipe.student, tokenizer, search, "student")
-    trained = recipe.student.model.startswith("transformers:") and not recipe.student.arguments
-    if trained or recipe.student.weights is not None:
-        return lambda: learning(copy.deepcopy(first)), own
-    return lambda: learning(_network(recipe.student, tokenizer, search, "student")[0]), own
-
-
-def _check_context(data: TextConfig, networks: Sequence[nn.Module]) -> None:
-    """No row may be longer than what a network has places for."""
-    for network in networks:
-        most = getattr(getattr(network, "config", None), "max_position_embeddings", None)
-        if isinstance(most, int) and data.max_length > most:
-            raise UserError(
-                "data.max_length", f"must be at most {most}, the context of a network, got {data.max_length}"
-            )
-
-
 def _sample(document: Document) -> str:
     """The beginning of a document, a conversation without its template."""
     turns = [turn["content"] for turn in document.messages]
@@ -266,30 +212,6 @@ def _check_known(splits: Splits[TokenSet], shared: int) -> None:
                 f"the texts hold token {highest}, and a network knows {shared:,} (0 to {shared - 1}); "
                 "take the tokenizer that it learnt with",
             )
-
-
-def _vocabulary(network: nn.Module, tokenizer: Any) -> int:
-    """How many logits a network gives."""
-    config: Any = getattr(network, "config", None)
-    return int(getattr(config, "vocab_size", len(tokenizer)))
-
-
-def _prepared(network: nn.Module, shared: int, *, seen: bool) -> bool:
-    """Set a network up for training; whether it can answer with hidden states.
-
-    Args:
-        network: A causal language model.
-        shared: Words that all networks know.
-        seen: Whether its attention is compared.
-    """
-    if seen:
-        show_attention(network)
-    config: Any = getattr(network, "config", None)
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
-    if getattr(config, "vocab_size", shared) > shared:
-        narrow_vocabulary(network, shared)
-    return answer_projected(network, shared)
 
 
 def _with_teacher(experiment: Experiment) -> Experiment:

@@ -27,7 +27,8 @@ from potstill.folder import RunFolder
 from potstill.measure import macs
 from potstill.models.exits import WithExits
 from potstill.models.weights import load_weights
-from potstill.report.content import Bin, Leaver
+from potstill.report.content import Bin
+from potstill.report.samples import Leaver
 from potstill.results.networks import ByExit, exit_logits
 from potstill.schemes.settings import DeepSupervisionConfig
 

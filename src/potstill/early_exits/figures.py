@@ -14,8 +14,9 @@ from potstill.deploy.candidates import leave
 from potstill.deploy.exit_runtime import Policy
 from potstill.early_exits.costs import Costs
 from potstill.metrics import quality
-from potstill.report.content import Bin, Leaver, picture
+from potstill.report.content import Bin
 from potstill.report.evidence import arm_detail
+from potstill.report.samples import Leaver, picture
 
 __all__ = ["Answers", "curve", "exit_rows", "leavers", "reliability_bins", "taken_row"]
 

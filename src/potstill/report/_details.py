@@ -8,7 +8,7 @@ from html import escape
 
 from potstill.report._format import seconds_text, share_text
 from potstill.report._material import Material, section
-from potstill.report.content import Answer, Guess, Sample
+from potstill.report.samples import Answer, Guess, Sample
 
 __all__ = ["dark_knowledge", "matched", "provenance", "provenance_text", "views"]
 

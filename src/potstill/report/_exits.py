@@ -10,7 +10,7 @@ from potstill.report._exit_figures import cost_figures, legend, other_name
 from potstill.report._format import compact, milliseconds, percent, points, share_text
 from potstill.report._material import Material, section
 from potstill.report.charts import reliability
-from potstill.report.content import Leaver
+from potstill.report.samples import Leaver
 
 __all__ = ["exits"]
 

@@ -6,7 +6,7 @@ from html import escape
 
 from potstill.report._headline import interval_track
 from potstill.report._material import Material, section
-from potstill.report.content import PictureRow
+from potstill.report.samples import PictureRow
 
 __all__ = ["pictures", "sheets"]
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from potstill.metrics import quality
 from potstill.metrics.verdict import compare
-from potstill.report.content import Answer, ArmDetail, Bin, ClassDifference, Guess, Sample
+from potstill.report.content import ArmDetail, Bin, ClassDifference
+from potstill.report.samples import Answer, Guess, Sample
 
 __all__ = ["arm_detail", "class_differences", "telling_samples"]
 

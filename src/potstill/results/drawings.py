@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch
 from potstill.experiment import Experiment
-from potstill.report.content import PictureRow, Sheet, picture
+from potstill.report.samples import PictureRow, Sheet, picture
 from potstill.results.outcome import Outcome
 from potstill.tasks import ImageFromNoise, ImageToImage
 from potstill.tasks.generated import answer

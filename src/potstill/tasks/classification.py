@@ -15,7 +15,7 @@ from potstill.data.dataset import ImageSet, LabelledSet
 from potstill.measure import OneInput
 from potstill.models.preprocessing import Preprocessing
 from potstill.models.weights import save_weights
-from potstill.report.content import picture
+from potstill.report.samples import picture
 from potstill.tasks.classes import Classifier
 
 __all__ = ["Classification"]
