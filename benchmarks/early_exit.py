@@ -95,7 +95,7 @@ def smaller(folder: Path, distilled: Path | None) -> dict[str, nn.Module]:
         found[name] = getattr(cifar, name)()
         load_weights(found[name], folder / "weights" / f"cifar10_{name}.safetensors", name)
     if distilled:
-        found["distilled"] = load_student(distilled, folder).student
+        found[f"student of {distilled}"] = load_student(distilled, folder).student
     return {name: each.eval().to(memory_format=torch.channels_last) for name, each in found.items()}
 
 

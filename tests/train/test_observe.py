@@ -118,8 +118,18 @@ def test_auto_precision_asks_the_processor(
     assert choose("float32", torch.device("cpu"), nn.Linear(1, 1)).name == "float32"
 
 
-def test_the_speed_of_bf16_is_measured() -> None:
-    assert 0 < precision._speed_of_bf16() < 100
+def test_the_speed_of_bf16_is_that_of_products_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seen = [0.0], set()
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> None:
+        first = left.dtype not in seen
+        seen.add(left.dtype)
+        now[0] += (100 if first else 1) * (2 if left.dtype is torch.bfloat16 else 6)
+
+    monkeypatch.setattr("potstill.train.precision.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "mm", product)
+    assert precision._speed_of_bf16.__wrapped__() == 3
+    assert seen == {torch.float32, torch.bfloat16}
 
 
 def test_random_states_come_back() -> None:
